@@ -1,0 +1,6 @@
+//! The Node-API addon: structs and conversions for `natbridge-datapath`, nothing else.
+//!
+//! Every error message starts with its kind in brackets (`[exists] …`): Node-API carries a message,
+//! not a kind, and `src/datapath/addon.ts` takes it apart again.
+
+mod error;

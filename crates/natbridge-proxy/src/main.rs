@@ -1,0 +1,2 @@
+//! The holder.
+fn main() {}
