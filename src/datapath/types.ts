@@ -1,0 +1,375 @@
+/**
+ * The typed face of the datapath: all that TypeScript may ask of the kernel.
+ *
+ * Two things implement it: the native addon (`addon.ts`) and the fake of the API tests
+ * (`fake.ts`). Addresses are strings in canonical form (`172.32.0.10`, `fd00::a`), subnets and
+ * interface addresses are CIDR strings, times are seconds, sizes are bytes, unless a name says
+ * otherwise. Every call that creates is atomic, every call that removes is idempotent.
+ */
+
+export type Family = "ipv4" | "ipv6";
+export type Protocol = "tcp" | "udp" | "sctp";
+
+// ---------------------------------------------------------------------------------------------
+// Host links, addresses, routes, settings
+
+/** A network device of the host's namespace. */
+export interface LinkInfo {
+  ifindex: number;
+  name: string;
+  /** rtnetlink kind: `bridge`, `veth`, `dummy` …; empty for hardware. */
+  kind: string;
+  /** Hardware type is Ethernet. */
+  ethernet: boolean;
+  loopback: boolean;
+  mac: string;
+  mtu: number;
+  up: boolean;
+  /** ifindex of the bridge it is a port of; 0 for none. */
+  master: number;
+  /** ifindex of the other end of a veth pair, in its own namespace; 0 for none. */
+  peer: number;
+  /** IFLA_IFALIAS; natbridge writes `natbridge:network:<id>` and `natbridge:endpoint:<id>`. */
+  alias: string;
+  /** `address/prefix`, all scopes. */
+  addresses: string[];
+  /** Names of queueing disciplines on it that are not the kernel's defaults, `kind handle`. */
+  qdiscs: string[];
+}
+
+export interface RouteInfo {
+  /** CIDR; `0.0.0.0/0` or `::/0` for a default route. */
+  destination: string;
+  gateway: string;
+  interface: string;
+  table: number;
+}
+
+export interface BridgeSpec {
+  /** Device name, 15 bytes at most. */
+  name: string;
+  alias: string;
+  mtu: number;
+  /** Gateway addresses with prefix; none for an internal network without a gateway. */
+  addresses: string[];
+  /** A bridge that exists without our alias is an error (`exists`). */
+}
+
+/** One end of a veth pair in the host, the other as `interface` in a sandbox. */
+export interface EndpointSpec {
+  id: string;
+  alias: string;
+  hostInterface: string;
+  bridge: string;
+  /** Path of a network namespace: `/run/netns/web`, `/proc/123/ns/net`. */
+  sandboxPath: string;
+  interface: string;
+  mac: string;
+  mtu: number;
+  /** `address/prefix`. */
+  addresses: string[];
+  /** Bridge port isolation (IFLA_BRPORT_ISOLATED): set for networks without inter-endpoint traffic. */
+  isolatedPort: boolean;
+}
+
+export interface EndpointLink {
+  /** ifindex of the host end, in the host's namespace. */
+  ifindex: number;
+  /** ifindex of the sandbox end, in the sandbox. */
+  sandboxIfindex: number;
+}
+
+export interface DefaultRoute {
+  gateway: string;
+  interface: string;
+}
+
+export interface SandboxInfo {
+  /** Device and inode of the namespace: its identity. `dev:inode`. */
+  key: string;
+  /** It is the host's own namespace. */
+  isHost: boolean;
+  interfaces: SandboxInterface[];
+}
+
+export interface SandboxInterface {
+  name: string;
+  ifindex: number;
+  mac: string;
+  mtu: number;
+  up: boolean;
+  addresses: string[];
+  receiveBytes: number;
+  receivePackets: number;
+  transmitBytes: number;
+  transmitPackets: number;
+}
+
+/** Something of the host changed; several changes of one kind may arrive as one event. */
+export interface HostEvent {
+  kind: "link" | "address" | "route" | "neighbour" | "qdisc" | "ruleset" | "overrun";
+  /** For link and address events: the device; 0 otherwise. */
+  ifindex: number;
+  removed: boolean;
+}
+
+// ---------------------------------------------------------------------------------------------
+// nftables
+
+/** All that the one nftables table `inet natbridge` must say. */
+export interface FirewallSpec {
+  /** natbridge turned forwarding on: drop forwarding that is not of its own bridges. */
+  strictForwarding: boolean;
+  networks: FirewallNetwork[];
+  ports: FirewallPort[];
+}
+
+export interface FirewallNetwork {
+  bridge: string;
+  subnets: { subnet: string; masquerade: boolean }[];
+  internal: boolean;
+  /** Endpoints of the network do not reach each other. */
+  isolated: boolean;
+}
+
+export interface FirewallPort {
+  protocol: Protocol;
+  /** Host address; `0.0.0.0` or `::` for every address of that family. */
+  hostAddress: string;
+  hostPort: number;
+  /** Same family as `hostAddress`. */
+  targetAddress: string;
+  targetPort: number;
+  /** Client subnets that may connect; empty: all. The host itself always may. */
+  from: string[];
+}
+
+export interface FirewallChange {
+  /** Anything differed from the kernel's table. */
+  changed: boolean;
+  elementsAdded: number;
+  elementsRemoved: number;
+  /** The table itself was missing or its rules had been altered, and was written anew. */
+  rebuilt: boolean;
+}
+
+/** A foreign filter table whose forward chain has policy drop, and our one accept in it. */
+export interface ForwardAccept {
+  /** `nft ip filter FORWARD`, `iptables-legacy filter FORWARD` … */
+  chain: string;
+  inserted: boolean;
+}
+
+// ---------------------------------------------------------------------------------------------
+// conntrack
+
+export interface Tuple {
+  sourceAddress: string;
+  sourcePort: number;
+  destinationAddress: string;
+  destinationPort: number;
+}
+
+/** One conntrack entry. */
+export interface ConntrackEntry {
+  id: number;
+  protocol: Protocol | "icmp" | "other";
+  original: Tuple;
+  reply: Tuple;
+  /** TCP/SCTP state in conntrack's words (`ESTABLISHED`); empty for UDP. */
+  state: string;
+  timeoutSeconds: number;
+  assured: boolean;
+  seenReply: boolean;
+  destinationNat: boolean;
+  sourceNat: boolean;
+  mark: number;
+}
+
+/** Deletes entries for which every given field matches. */
+export interface ConntrackFilter {
+  protocol?: Protocol;
+  /** Destination of the original direction (the published address); port 0 is never given. */
+  originalDestinationAddress?: string;
+  originalDestinationPort?: number;
+  /** Source of the reply direction: the endpoint's address behind DNAT. */
+  replySourceAddress?: string;
+  replySourcePort?: number;
+  /** Source of the original direction. */
+  originalSourceAddress?: string;
+  /** Only entries with (true) or without (false) destination NAT. */
+  destinationNat?: boolean;
+}
+
+// ---------------------------------------------------------------------------------------------
+// eBPF
+
+/** What this kernel offers; `missing` says in words what keeps the fast path off. */
+export interface KernelFeatures {
+  release: string;
+  bpffs: boolean;
+  cgroup2: string;
+  btf: boolean;
+  tcx: boolean;
+  conntrackLookup: boolean;
+  cgroupHooks: boolean;
+  sctpSockets: boolean;
+  fastPath: boolean;
+  missing: string[];
+}
+
+export interface FastPathOptions {
+  /** Folder under bpffs for this instance's pins. */
+  pinDirectory: string;
+  /** cgroup2 mount to attach the connect hooks to; empty: no connect hooks. */
+  cgroupPath: string;
+  maxFlows: number;
+  maxDevices: number;
+  maxPorts: number;
+}
+
+/** What the programs must know of a device they are attached to. */
+export interface DeviceSpec {
+  ifindex: number;
+  role: "endpoint" | "uplink";
+  mtu: number;
+  /** Endpoint only: its MAC in the sandbox. */
+  mac: string;
+  /** Endpoint only: its own addresses without prefix. */
+  addresses: string[];
+  /** Drop packets whose source is neither of its addresses. */
+  spoofCheck: boolean;
+  /** Learn and use cached flows on it. */
+  fastPath: boolean;
+}
+
+/** A DNAT entry for the connect hook. */
+export interface PortEntry {
+  protocol: "tcp" | "udp";
+  hostAddress: string;
+  hostPort: number;
+  targetAddress: string;
+  targetPort: number;
+}
+
+export interface DeviceCounters {
+  ifindex: number;
+  /** From the device into the host: for an endpoint, what its sandbox sent. */
+  fromDevicePackets: number;
+  fromDeviceBytes: number;
+  /** To the device: for an endpoint, what its sandbox received. */
+  toDevicePackets: number;
+  toDeviceBytes: number;
+  /** Of the packets from the device: those that a cached flow carried on. */
+  fastPackets: number;
+  /** Of the packets from the device: those left to the kernel path. */
+  kernelPackets: number;
+  drops: { reason: string; packets: number }[];
+}
+
+/** Counters of the whole fast path. */
+export interface FastPathCounters {
+  flows: number;
+  maxFlows: number;
+  learned: number;
+  expired: number;
+  invalidated: number;
+  /** Why a packet that was looked at was not learned or not forwarded, by reason. */
+  passes: { reason: string; packets: number }[];
+  connectHook: { reason: string; calls: number }[];
+  generation: number;
+}
+
+export interface ProgramInfo {
+  name: string;
+  id: number;
+  runTimeSeconds: number;
+  runCount: number;
+  attached: string[];
+}
+
+/** A cached flow, as the fast path holds it now. */
+export interface FlowInfo {
+  ifindex: number;
+  outputIfindex: number;
+  protocol: "tcp" | "udp";
+  original: Tuple;
+  translated: Tuple;
+  packets: number;
+  bytes: number;
+  /** Seconds until its lease ends; negative: expired and kept for its next packet. */
+  leaseSeconds: number;
+}
+
+// ---------------------------------------------------------------------------------------------
+
+/** The whole of it. One instance per daemon, acting on the namespace the process runs in. */
+export interface Datapath {
+  // Host
+  kernelFeatures(): Promise<KernelFeatures>;
+  /** The kernel's cookie and inode of the namespace the process runs in. */
+  hostNamespace(): { cookie: string; inode: number };
+  /** Value of `/proc/sys/<key>`, e.g. `net/ipv4/ip_forward`; null where the kernel has no such key. */
+  readSysctl(key: string): string | null;
+  writeSysctl(key: string, value: string): void;
+  listLinks(): Promise<LinkInfo[]>;
+  listRoutes(): Promise<RouteInfo[]>;
+  /** Number of xfrm (IPsec) policies in force. */
+  countXfrmPolicies(): Promise<number>;
+  createBridge(spec: BridgeSpec): Promise<LinkInfo>;
+  /** Mends what differs from `spec` (missing device, down, addresses, MTU); answers what it mended. */
+  ensureBridge(spec: BridgeSpec): Promise<string[]>;
+  createEndpoint(spec: EndpointSpec): Promise<EndpointLink>;
+  ensureEndpoint(spec: EndpointSpec): Promise<string[]>;
+  /** Deletes a link of the host by name, if it is there; false if it was not. */
+  deleteLink(name: string): Promise<boolean>;
+  /** Replaces the default routes in a sandbox; null removes natbridge's. */
+  setDefaultRoutes(
+    sandboxPath: string,
+    routes: { ipv4: DefaultRoute | null; ipv6: DefaultRoute | null },
+  ): Promise<void>;
+  /** @throws `not_found` if the path is gone, `invalid` if it is no network namespace. */
+  inspectSandbox(path: string): Promise<SandboxInfo>;
+  watchHost(listener: (event: HostEvent) => void): void;
+  stopWatching(): void;
+
+  // nftables
+  applyFirewall(spec: FirewallSpec): Promise<FirewallChange>;
+  removeFirewall(): Promise<void>;
+  /** `nft -j list ruleset` without natbridge's own table, and iptables-legacy's rules as `legacy`. */
+  readForeignRuleset(): Promise<{ nft: string; legacy: string }>;
+  /** Puts the tagged accept at the end of every forward chain with policy drop. */
+  ensureForwardAccepts(): Promise<ForwardAccept[]>;
+  removeForwardAccepts(): Promise<void>;
+
+  // conntrack
+  listConntrack(): Promise<ConntrackEntry[]>;
+  deleteConntrack(filters: ConntrackFilter[]): Promise<number>;
+
+  // eBPF. All of these throw `unsupported` before loadFastPath().
+  /** Loads the programs, or adopts what is pinned and replaces the programs atomically. */
+  loadFastPath(options: FastPathOptions): Promise<{ adopted: boolean }>;
+  /** Lets go; pins, links and traffic stay. */
+  closeFastPath(): void;
+  /** Detaches and unpins everything under `pinDirectory`; works without loadFastPath(). */
+  unloadFastPath(pinDirectory: string): Promise<void>;
+  /** Turns learning and use of flows on or off by the pinned configuration; works without loadFastPath(). */
+  setFastPathEnabled(pinDirectory: string, enabled: boolean): Promise<void>;
+  fastPathEnabled(pinDirectory: string): Promise<boolean>;
+  /** Attaches (if need be) and describes a device. */
+  setDevice(spec: DeviceSpec): Promise<void>;
+  removeDevice(ifindex: number): Promise<void>;
+  listDevices(): Promise<DeviceSpec[]>;
+  /** Makes the connect hook's ports exactly these. */
+  setPorts(ports: PortEntry[]): Promise<void>;
+  /** Makes the host's own addresses, loopback left out, exactly these. */
+  setLocalAddresses(addresses: string[]): Promise<void>;
+  /** Connect hooks serve loopback and local addresses, or leave all to the forwarder and kernel path. */
+  setConnectHook(enabled: boolean): Promise<void>;
+  /** Ends every lease at once. */
+  bumpGeneration(): Promise<void>;
+  deviceCounters(): Promise<DeviceCounters[]>;
+  fastPathCounters(): Promise<FastPathCounters>;
+  listFlows(): Promise<FlowInfo[]>;
+  listPrograms(): Promise<ProgramInfo[]>;
+}
