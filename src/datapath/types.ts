@@ -252,6 +252,14 @@ export interface PortEntry {
   targetPort: number;
 }
 
+/** How often the connect hook sent a host socket straight to a port's target. */
+export interface PortCounters {
+  protocol: "tcp" | "udp";
+  hostAddress: string;
+  hostPort: number;
+  connects: number;
+}
+
 export interface DeviceCounters {
   ifindex: number;
   /** From the device into the host: for an endpoint, what its sandbox sent. */
@@ -369,6 +377,7 @@ export interface Datapath {
   /** Ends every lease at once. */
   bumpGeneration(): Promise<void>;
   deviceCounters(): Promise<DeviceCounters[]>;
+  portCounters(): Promise<PortCounters[]>;
   fastPathCounters(): Promise<FastPathCounters>;
   listFlows(): Promise<FlowInfo[]>;
   listPrograms(): Promise<ProgramInfo[]>;

@@ -52,9 +52,10 @@ export interface Endpoints {
   remove(ref: string): Promise<void>;
 }
 
+/** Reading a port asks the datapath what its traffic last took, so it is asynchronous. */
 export interface Ports {
-  list(): Port[];
-  get(ref: string): Port;
+  list(): Promise<Port[]>;
+  get(ref: string): Promise<Port>;
   create(input: PortInput): Promise<Port>;
   put(input: PortInput & { name: string }): Promise<PutResult<Port>>;
   patch(ref: string, patch: PortPatch): Promise<Port>;

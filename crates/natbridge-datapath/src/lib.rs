@@ -2,5 +2,8 @@
 //! back what is there. It decides nothing: the caller says what should be.
 
 pub mod error;
+pub mod fastpath;
+pub mod firewall;
+pub mod host;
 
 pub use error::{Error, ErrorKind, Result};

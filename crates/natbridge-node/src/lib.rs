@@ -4,3 +4,6 @@
 //! not a kind, and `src/datapath/addon.ts` takes it apart again.
 
 mod error;
+mod fastpath;
+mod firewall;
+mod host;

@@ -1,0 +1,1 @@
+//! Conversions for `natbridge_datapath`: fastpath.
