@@ -88,7 +88,8 @@ fn link(bitcode: &[PathBuf], object: &Path) -> Result<()> {
         unroll_loops: false,
         ignore_inline_never: false,
         llvm_args: Vec::new(),
-        disable_expand_memcpy_in_order: false,
+        // Expanding in order turns every memset into a call, and there is no libc to call.
+        disable_expand_memcpy_in_order: true,
         disable_memory_builtins: true,
         btf: true,
         allow_bpf_trap: false,

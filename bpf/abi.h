@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Everything that crosses between the programs and userspace, defined once. The Rust types are
+ * generated from these. Change a struct, an enum's order or a map's meaning, and NB_ABI goes up:
+ * a daemon that finds pins of another version loads anew instead of adopting them.
+ */
+#ifndef NB_ABI_H
+#define NB_ABI_H
+
+#include <linux/types.h>
+
+#define NB_ABI 1
+
+/* Own addresses of one endpoint that the spoof check knows. */
+#define NB_DEVICE_ADDRESSES 8
+
+/* An address of either family; IPv4 as v4-mapped (::ffff:a.b.c.d). Network byte order. */
+struct nb_address {
+	__u32 words[4];
+};
+
+/* Ports in network byte order. */
+struct nb_tuple {
+	struct nb_address source;
+	struct nb_address destination;
+	__u16 source_port;
+	__u16 destination_port;
+};
+
+struct nb_config {
+	__u32 abi;
+	/* Raised to end every lease at once. */
+	__u32 generation;
+	/* Flows are learned and used. */
+	__u32 enabled;
+	/* The connect hooks serve local addresses. */
+	__u32 connect_enabled;
+	/* SO_NETNS_COOKIE of the namespace natbridge serves: the hooks act on its sockets only. */
+	__u64 netns_cookie;
+};
+
+enum nb_device_flag {
+	/* The host end of an endpoint's veth pair; otherwise an uplink. */
+	NB_DEVICE_ENDPOINT = 1,
+	NB_DEVICE_FAST_PATH = 2,
+	NB_DEVICE_SPOOF_CHECK = 4,
+	/* For the loader: attached by clsact filters instead of tcx links. */
+	NB_DEVICE_CLSACT = 8,
+	/* For the loader: the clsact qdisc was not there before. */
+	NB_DEVICE_CLSACT_OWNED = 16,
+};
+
+struct nb_device {
+	/* Index into device_counters. */
+	__u32 slot;
+	/* enum nb_device_flag */
+	__u32 flags;
+	__u32 mtu;
+	/* Used elements of addresses. */
+	__u32 address_count;
+	/* The sandbox end's MAC; zero for an uplink. */
+	__u16 mac[3];
+	__u16 padding;
+	struct nb_address addresses[NB_DEVICE_ADDRESSES];
+};
+
+/* Why a packet was dropped. Append only. */
+enum nb_drop {
+	NB_DROP_SPOOFED_MAC,
+	NB_DROP_SPOOFED_IPV4,
+	NB_DROP_SPOOFED_IPV6,
+	NB_DROP_SPOOFED_NEIGHBOUR,
+	NB_DROP_UNREADABLE,
+	NB_DROP_REWRITE_FAILED,
+	NB_DROP_COUNT,
+};
+
+/* Room for reasons to come without a change of layout. */
+#define NB_DROP_SLOTS 16
+
+struct nb_device_counters {
+	__u64 from_packets;
+	__u64 from_bytes;
+	__u64 to_packets;
+	__u64 to_bytes;
+	__u64 fast_packets;
+	__u64 kernel_packets;
+	__u64 drops[NB_DROP_SLOTS];
+};
+
+struct nb_flow_key {
+	/* The device the packets arrive on: a flow serves nobody elsewhere. */
+	__u32 ifindex;
+	struct nb_tuple tuple;
+	/* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 protocol;
+	/* 4 or 6: an IPv6 packet may carry v4-mapped addresses on the wire. */
+	__u8 family;
+	__u16 padding;
+};
+
+/* What the kernel path made of the flow's packets. */
+struct nb_path {
+	struct nb_tuple translated;
+	/* Ethernet destination and source as the packets arrive, and as they leave. */
+	__u16 arrival_macs[6];
+	__u16 departure_macs[6];
+	__u32 output_ifindex;
+	/* Index of the output device into device_counters. */
+	__u32 output_slot;
+	/* Into a sandbox rather than out of an uplink. */
+	__u32 output_endpoint;
+	/* Largest network-layer packet that may leave. */
+	__u32 mtu;
+	/* Checksum differences of the addresses and of the ports. */
+	__u32 address_difference;
+	__u32 port_difference;
+	__u32 mark;
+	__u32 priority;
+	/* 1, or 0 where br_netfilter translated a bridged packet. */
+	__u32 ttl_decrement;
+};
+
+struct nb_flow {
+	/* CLOCK_MONOTONIC nanoseconds. */
+	__u64 lease_end;
+	/* Nanoseconds. */
+	__u32 lease;
+	__u32 generation;
+	/* Packets since the lease began, for its next length. */
+	__u32 lease_packets;
+	struct nb_path path;
+	/* Fast packets and their bytes. Plain additions: a flow that moves between CPUs may lose
+	 * some. */
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* What ingress saw of a packet that egress may learn from. */
+struct nb_note {
+	struct nb_flow_key key;
+	__u16 macs[6];
+	__u32 network_length;
+	__u32 generation;
+	__u8 ttl;
+	__u8 traffic_class;
+	__u16 padding;
+};
+
+/*
+ * What became of packets and flows. The first four are events of flows; the rest say why a packet
+ * was not forwarded or not learned. Append only.
+ */
+enum nb_event {
+	NB_LEARNED,
+	NB_RENEWED,
+	NB_EXPIRED,
+	NB_INVALIDATED,
+	NB_PASS_DISABLED,
+	NB_PASS_NOT_IP,
+	NB_PASS_TRUNCATED,
+	NB_PASS_IP_OPTIONS,
+	NB_PASS_FRAGMENT,
+	NB_PASS_PROTOCOL,
+	NB_PASS_TCP_FLAGS,
+	NB_PASS_UNKNOWN_FLOW,
+	NB_PASS_LEASE_OVER,
+	NB_PASS_OTHER_MAC,
+	NB_PASS_TTL,
+	NB_PASS_TOO_BIG,
+	NB_PASS_NOT_WRITABLE,
+	NB_PASS_OUTPUT_OFF,
+	NB_PASS_FLOODED,
+	NB_PASS_NOTE_LOST,
+	NB_PASS_PACKET_CHANGED,
+	NB_PASS_NO_CONNTRACK,
+	NB_PASS_CONNTRACK_STATE,
+	NB_PASS_CONNTRACK_HELPER,
+	NB_PASS_OTHER_TUPLE,
+	NB_PASS_CACHE_FULL,
+	NB_EVENT_COUNT,
+};
+
+#define NB_EVENT_SLOTS 64
+
+struct nb_port_key {
+	/* ::ffff:0.0.0.0 or :: for every local address of the family. */
+	struct nb_address address;
+	__u16 port;
+	__u8 protocol;
+	__u8 padding;
+};
+
+struct nb_port {
+	struct nb_address address;
+	__u16 port;
+	__u16 padding;
+	/* Index into port_connects. */
+	__u32 slot;
+};
+
+/* Address and port a socket asked for, and where the hook sent it. */
+struct nb_peer {
+	struct nb_address asked;
+	struct nb_address target;
+	__u16 asked_port;
+	__u16 target_port;
+};
+
+struct nb_answer_key {
+	__u64 socket_cookie;
+	struct nb_address target;
+	__u16 target_port;
+	__u16 padding[3];
+};
+
+struct nb_answer {
+	struct nb_address asked;
+	__u16 asked_port;
+	__u16 padding;
+};
+
+/* What the connect hooks did with a call. Append only. */
+enum nb_connect_result {
+	NB_CONNECT_SERVED,
+	NB_CONNECT_DISABLED,
+	NB_CONNECT_OTHER_NAMESPACE,
+	NB_CONNECT_PROTOCOL,
+	NB_CONNECT_NOT_LOCAL,
+	NB_CONNECT_NO_PORT,
+	NB_CONNECT_BOUND,
+	NB_CONNECT_V6ONLY,
+	NB_CONNECT_OTHER_FAMILY,
+	NB_CONNECT_NO_MEMORY,
+	NB_CONNECT_ANSWER_MAPPED,
+	NB_CONNECT_PEER_MAPPED,
+	NB_CONNECT_COUNT,
+};
+
+#define NB_CONNECT_SLOTS 32
+
+#endif

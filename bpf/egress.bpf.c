@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What leaves for an endpoint or an uplink: counted, and learned from if ingress left a note. */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+#include "lib/checksum.h"
+#include "lib/conntrack.h"
+#include "lib/count.h"
+#include "lib/maps.h"
+#include "lib/note.h"
+#include "lib/packet.h"
+
+#define NB_BASE_LEASE 250000000U
+#define NB_LONGEST_LEASE 1000000000U
+/* A flow with fewer packets in its lease gets a longer one. */
+#define NB_BUSY_FLOW_PACKETS 32
+
+#define NB_AF_INET 2
+#define NB_AF_INET6 10
+#define NB_LARGEST_PACKET 65535
+
+/* 0, or what the kernel path did to the packet that the fast path can't do (enum nb_event). */
+static __always_inline int check_change(const struct nb_note *note, const struct nb_packet *packet,
+					const struct nb_connection *connection)
+{
+	__u8 decrement = note->ttl - packet->ttl;
+
+	if (note->traffic_class != packet->traffic_class ||
+	    note->network_length != packet->network_length)
+		return NB_PASS_PACKET_CHANGED;
+	/* Bridged packets keep their TTL; only those that br_netfilter translated are cached. */
+	if (decrement > 1 || (!decrement && !(connection->status & IPS_NAT_MASK)))
+		return NB_PASS_PACKET_CHANGED;
+	return 0;
+}
+
+/* The route's MTU, path MTU discovery included, if that is less than the device's. */
+static __always_inline __u32 path_mtu(struct __sk_buff *skb, const struct nb_note *note,
+				      const struct nb_packet *packet,
+				      const struct nb_device *device)
+{
+	struct bpf_fib_lookup query = {};
+	const struct nb_tuple *tuple = &packet->key.tuple;
+
+	query.l4_protocol = packet->key.protocol;
+	query.sport = tuple->source_port;
+	query.dport = tuple->destination_port;
+	query.ifindex = note->key.ifindex;
+	/* Too big for any route, so that the answer names what is allowed. */
+	query.tot_len = NB_LARGEST_PACKET;
+	if (packet->key.family == 4) {
+		query.family = NB_AF_INET;
+		query.ipv4_src = tuple->source.words[3];
+		query.ipv4_dst = tuple->destination.words[3];
+	} else {
+		query.family = NB_AF_INET6;
+		for (int i = 0; i < 4; i++) {
+			query.ipv6_src[i] = tuple->source.words[i];
+			query.ipv6_dst[i] = tuple->destination.words[i];
+		}
+	}
+	if (bpf_fib_lookup(skb, &query, sizeof(query), 0) != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return device->mtu;
+	return query.mtu_result < device->mtu ? query.mtu_result : device->mtu;
+}
+
+static __always_inline void fill_path(struct nb_path *path, struct __sk_buff *skb,
+				      const struct nb_note *note, const struct nb_packet *packet,
+				      const struct nb_device *device)
+{
+	path->translated = packet->key.tuple;
+	for (int i = 0; i < 6; i++) {
+		path->arrival_macs[i] = note->macs[i];
+		path->departure_macs[i] = packet->macs[i];
+	}
+	path->output_ifindex = skb->ifindex;
+	path->output_slot = device->slot;
+	path->output_endpoint = device->flags & NB_DEVICE_ENDPOINT;
+	path->mtu = path_mtu(skb, note, packet, device);
+	path->address_difference =
+	    checksum_address_difference(&note->key.tuple, &packet->key.tuple);
+	path->port_difference = checksum_port_difference(&note->key.tuple, &packet->key.tuple);
+	path->mark = skb->mark;
+	path->priority = skb->priority;
+	path->ttl_decrement = note->ttl - packet->ttl;
+}
+
+static __always_inline bool same_path(const struct nb_path *a, const struct nb_path *b)
+{
+	const __u32 *left = (const __u32 *)a, *right = (const __u32 *)b;
+	__u32 difference = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < sizeof(*a) / 4; i++)
+		difference |= left[i] ^ right[i];
+	return !difference;
+}
+
+static __always_inline __u32 next_lease(const struct nb_flow *flow, __u32 generation)
+{
+	if (flow->generation != generation || flow->lease_packets >= NB_BUSY_FLOW_PACKETS)
+		return NB_BASE_LEASE;
+	return flow->lease >= NB_LONGEST_LEASE / 2 ? NB_LONGEST_LEASE : flow->lease * 2;
+}
+
+/* Starts the next lease of a flow whose path is what it was: readers on other CPUs go on. */
+static __always_inline void renew(struct nb_flow *flow, __u32 generation, __u64 now)
+{
+	flow->lease = next_lease(flow, generation);
+	flow->lease_packets = 0;
+	flow->generation = generation;
+	flow->lease_end = now + flow->lease;
+	count_event(NB_RENEWED);
+}
+
+static __always_inline int store(struct __sk_buff *skb, const struct nb_note *note,
+				 const struct nb_packet *packet, const struct nb_device *device)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct nb_flow *fresh, *known;
+	__u32 first = 0;
+
+	fresh = bpf_map_lookup_elem(&scratch, &first);
+	if (!fresh)
+		return NB_PASS_CACHE_FULL;
+	fill_path(&fresh->path, skb, note, packet, device);
+	fresh->packets = 0;
+	fresh->bytes = 0;
+	known = bpf_map_lookup_elem(&flows, &note->key);
+	if (known) {
+		if (same_path(&known->path, &fresh->path)) {
+			renew(known, note->generation, now);
+			return 0;
+		}
+		fresh->packets = known->packets;
+		fresh->bytes = known->bytes;
+	}
+	fresh->lease = NB_BASE_LEASE;
+	fresh->lease_end = now + NB_BASE_LEASE;
+	fresh->lease_packets = 0;
+	fresh->generation = note->generation;
+	if (bpf_map_update_elem(&flows, &note->key, fresh, BPF_ANY))
+		return NB_PASS_CACHE_FULL;
+	count_event(NB_LEARNED);
+	return 0;
+}
+
+/* 0, or why nothing was learned (enum nb_event). */
+static __always_inline int learn(struct __sk_buff *skb, __u32 slot, const struct nb_device *device)
+{
+	struct nb_note *note = bpf_map_lookup_elem(&notes, &slot);
+	struct nb_connection connection;
+	struct nb_packet packet;
+	int reason;
+
+	if (!note || !note->key.family)
+		return NB_PASS_NOTE_LOST;
+	if (!(device->flags & NB_DEVICE_FAST_PATH))
+		return NB_PASS_OUTPUT_OFF;
+	reason = parse_packet(skb, &packet);
+	if (reason)
+		return reason;
+	if (note->key.family != packet.key.family || note->key.protocol != packet.key.protocol)
+		return NB_PASS_NOTE_LOST;
+	/* A bridge floods what it does not know: only the right port's sandbox is meant. */
+	if (device->flags & NB_DEVICE_ENDPOINT &&
+	    (packet.macs[0] != device->mac[0] || packet.macs[1] != device->mac[1] ||
+	     packet.macs[2] != device->mac[2]))
+		return NB_PASS_FLOODED;
+	if (!find_connection(skb, &packet, &connection))
+		return NB_PASS_NO_CONNTRACK;
+	if (!tuple_equal(&connection.original, &note->key.tuple))
+		return NB_PASS_OTHER_TUPLE;
+	reason = check_connection(&packet, &connection);
+	if (!reason)
+		reason = check_change(note, &packet, &connection);
+	if (!reason)
+		reason = store(skb, note, &packet, device);
+	note->key.family = 0;
+	return reason;
+}
+
+SEC("tcx/egress")
+int nb_egress(struct __sk_buff *skb)
+{
+	__u32 mark = skb->tc_index, ifindex = skb->ifindex;
+	struct nb_device_counters *counters;
+	struct nb_device *device;
+	__u32 slot;
+	int reason;
+
+	device = bpf_map_lookup_elem(&devices, &ifindex);
+	if (!device)
+		return TC_ACT_UNSPEC;
+	slot = device->slot;
+	counters = bpf_map_lookup_elem(&device_counters, &slot);
+	if (counters) {
+		counters->to_packets += 1;
+		counters->to_bytes += skb->len;
+	}
+	if (!mark)
+		return TC_ACT_UNSPEC;
+	if ((mark & NB_MARK_MASK) == NB_MARK_NOTE) {
+		skb->tc_index = 0;
+		reason = learn(skb, mark & ~NB_MARK_MASK & (NB_NOTES - 1), device);
+		if (reason)
+			count_event(reason);
+	} else if (mark == NB_MARK_FAST) {
+		skb->tc_index = 0;
+	}
+	return TC_ACT_UNSPEC;
+}

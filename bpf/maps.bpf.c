@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "lib/maps.h"
+
+struct nb_config_map config SEC(".maps");
+struct nb_devices_map devices SEC(".maps");
+struct nb_device_counters_map device_counters SEC(".maps");
+struct nb_flows_map flows SEC(".maps");
+struct nb_notes_map notes SEC(".maps");
+struct nb_sightings_map sightings SEC(".maps");
+struct nb_scratch_map scratch SEC(".maps");
+struct nb_events_map events SEC(".maps");
+struct nb_ports_map ports SEC(".maps");
+struct nb_port_connects_map port_connects SEC(".maps");
+struct nb_local_addresses_map local_addresses SEC(".maps");
+struct nb_connect_results_map connect_results SEC(".maps");
+struct nb_peers_map peers SEC(".maps");
+struct nb_answers_map answers SEC(".maps");
+
+/* In the type information, so that the Rust side has the reasons and flags too. */
+const enum nb_device_flag nb_device_flag_type = NB_DEVICE_ENDPOINT;
+const enum nb_drop nb_drop_type = NB_DROP_COUNT;
+const enum nb_event nb_event_type = NB_EVENT_COUNT;
+const enum nb_connect_result nb_connect_result_type = NB_CONNECT_COUNT;
+const __u32 nb_abi = NB_ABI;
+
+char _license[] SEC("license") = "GPL";
