@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define NB_ABI 1
+enum nb_abi { NB_ABI = 1 };
 
 /* Own addresses of one endpoint that the spoof check knows. */
 #define NB_DEVICE_ADDRESSES 8
@@ -130,6 +130,7 @@ struct nb_flow {
 	/* Packets since the lease began, for its next length. */
 	__u32 lease_packets;
 	struct nb_path path;
+	__u32 padding;
 	/* Fast packets and their bytes. Plain additions: a flow that moves between CPUs may lose
 	 * some. */
 	__u64 packets;

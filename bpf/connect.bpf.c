@@ -165,12 +165,12 @@ static __always_inline enum nb_connect_result
 find_target(struct bpf_sock_addr *ctx, struct nb_call *call, struct nb_port **target)
 {
 	__u32 first = 0;
-	struct nb_config *switches = bpf_map_lookup_elem(&config, &first);
+	struct nb_config *config = bpf_map_lookup_elem(&switches, &first);
 	struct nb_address asked;
 
-	if (!switches || !switches->connect_enabled)
+	if (!config || !config->connect_enabled)
 		return NB_CONNECT_DISABLED;
-	if (bpf_get_netns_cookie(ctx) != switches->netns_cookie)
+	if (bpf_get_netns_cookie(ctx) != config->netns_cookie)
 		return NB_CONNECT_OTHER_NAMESPACE;
 	if (call->protocol != IPPROTO_TCP && call->protocol != IPPROTO_UDP)
 		return NB_CONNECT_PROTOCOL;

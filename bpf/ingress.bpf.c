@@ -18,8 +18,6 @@
 #define NB_SLOW_FLOW_PACKETS 2
 #define NB_LONGEST_LEASE 1000000000U
 
-const volatile bool nb_checksum_ipv6 = false;
-
 /* FIN and RST: neither direction stays in the cache. */
 static __always_inline void forget_flow(const struct nb_packet *packet)
 {
@@ -152,11 +150,11 @@ static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet
 	return send_on(skb, &flow->path);
 }
 
-static __always_inline int fast_path(struct __sk_buff *skb, const struct nb_config *switches,
+static __always_inline int fast_path(struct __sk_buff *skb, const struct nb_config *config,
 				     struct nb_device_counters *counters)
 {
 	/* Read before the kernel path decides: what changes meanwhile makes the flow stale. */
-	__u32 generation = *(volatile __u32 *)&switches->generation;
+	__u32 generation = *(volatile __u32 *)&config->generation;
 	struct nb_packet packet;
 	struct nb_flow *flow;
 	int reason;
@@ -186,14 +184,14 @@ int nb_ingress(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, first = 0;
 	struct nb_device_counters *counters;
-	struct nb_config *switches;
+	struct nb_config *config;
 	struct nb_device *device;
 	__u32 slot;
 	int reason;
 
 	device = bpf_map_lookup_elem(&devices, &ifindex);
-	switches = bpf_map_lookup_elem(&config, &first);
-	if (!device || !switches)
+	config = bpf_map_lookup_elem(&switches, &first);
+	if (!device || !config)
 		return TC_ACT_UNSPEC;
 	slot = device->slot;
 	counters = bpf_map_lookup_elem(&device_counters, &slot);
@@ -210,7 +208,7 @@ int nb_ingress(struct __sk_buff *skb)
 		if (reason != NB_NOT_SPOOFED)
 			return drop(counters, reason);
 	}
-	if (!switches->enabled || !(device->flags & NB_DEVICE_FAST_PATH))
+	if (!config->enabled || !(device->flags & NB_DEVICE_FAST_PATH))
 		return pass(counters, NB_PASS_DISABLED);
-	return fast_path(skb, switches, counters);
+	return fast_path(skb, config, counters);
 }

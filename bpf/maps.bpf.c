@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "lib/maps.h"
 
-struct nb_config_map config SEC(".maps");
+struct nb_config_map switches SEC(".maps");
 struct nb_devices_map devices SEC(".maps");
 struct nb_device_counters_map device_counters SEC(".maps");
 struct nb_flows_map flows SEC(".maps");
@@ -21,6 +21,6 @@ const enum nb_device_flag nb_device_flag_type = NB_DEVICE_ENDPOINT;
 const enum nb_drop nb_drop_type = NB_DROP_COUNT;
 const enum nb_event nb_event_type = NB_EVENT_COUNT;
 const enum nb_connect_result nb_connect_result_type = NB_CONNECT_COUNT;
-const __u32 nb_abi = NB_ABI;
+const enum nb_abi nb_abi_type = NB_ABI;
 
 char _license[] SEC("license") = "GPL";

@@ -23,7 +23,7 @@ struct nb_config_map {
 	__type(key, __u32);
 	__type(value, struct nb_config);
 };
-extern struct nb_config_map config SEC(".maps");
+extern struct nb_config_map switches SEC(".maps");
 
 /* Attached devices by ifindex. Set before load. */
 struct nb_devices_map {

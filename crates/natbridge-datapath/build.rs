@@ -1,5 +1,5 @@
-//! Compiles `bpf/*.bpf.c` to bitcode, links it into one object with bpf-linker and generates the
-//! typed libbpf-rs skeleton from that object.
+//! Compiles `bpf/*.bpf.c` to bitcode, links it into one object with bpf-linker, and generates the
+//! Rust types of what crosses to userspace by libbpf-rs's skeleton generator.
 
 use std::env;
 use std::ffi::CString;
@@ -30,8 +30,12 @@ fn main() -> Result<()> {
     }
     let object = out.join("natbridge.bpf.o");
     link(&bitcode, &object)?;
+    // The types come from the maps alone: linking does not merge what two hooks know of the same
+    // kernel struct, and the generator would define it twice.
+    let maps = out.join("maps.bpf.o");
+    link(&[out.join("maps.bc")], &maps)?;
     SkeletonBuilder::new()
-        .obj(&object)
+        .obj(&maps)
         .generate(out.join("natbridge.skel.rs"))
         .context("generating the skeleton")?;
     Ok(())

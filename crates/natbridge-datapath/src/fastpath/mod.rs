@@ -1,1 +1,82 @@
-//! fastpath
+//! The eBPF programs: loading and adopting them, hanging them on devices, and their maps.
+//!
+//! Everything lives in pins under one folder of bpffs: traffic goes on while no process holds them,
+//! and a later process adopts them. What needs no programs works from the pins alone.
+
+pub mod abi;
+mod attach;
+mod clsact;
+mod switches;
+mod counters;
+mod device;
+mod features;
+mod flow;
+mod loader;
+mod namespace;
+mod object;
+mod pins;
+mod port;
+mod program;
+mod reason;
+mod table;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use attach::Mechanism;
+pub use switches::Switches;
+pub use counters::{Count, DeviceCounters, FastPathCounters, PortCounters};
+pub use device::{DeviceRole, DeviceSpec};
+pub use features::{KernelFeatures, kernel_features};
+pub use flow::{FlowInfo, FlowTuple};
+pub use loader::{FastPathOptions, fast_path_enabled, set_fast_path_enabled, unload};
+pub use namespace::{HostNamespace, host_namespace};
+pub use object::Programs;
+pub use pins::Pins;
+pub use port::{PortEntry, TransportProtocol};
+pub use program::ProgramInfo;
+pub use table::{PerCpu, Table};
+
+use abi::{
+    nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key,
+};
+
+/// The loaded fast path of one instance. Dropping it leaves pins, links and traffic as they are.
+#[derive(Debug)]
+pub struct FastPath {
+    pins: Pins,
+    programs: Programs,
+    mechanism: Mechanism,
+    switches: Switches,
+    devices: Table<u32, nb_device>,
+    device_counters: PerCpu<nb_device_counters>,
+    flows: Table<nb_flow_key, nb_flow>,
+    events: PerCpu<u64>,
+    ports: Table<nb_port_key, nb_port>,
+    port_connects: PerCpu<u64>,
+    local_addresses: Table<nb_address, u32>,
+    connect_results: PerCpu<u64>,
+    /// Held while devices, ports or addresses change: slots are chosen by looking at the maps.
+    changing: Mutex<()>,
+}
+
+impl FastPath {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        // The guarded state is the kernel's maps, which a panic does not corrupt.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends every lease at once: the next packet of each flow takes the kernel path.
+    pub fn bump_generation(&self) {
+        self.switches.bump_generation();
+    }
+
+    /// Connect hooks serve loopback and local addresses, or leave all to others.
+    pub fn set_connect_hook(&self, enabled: bool) {
+        self.switches.set_connect_enabled(enabled);
+    }
+
+    /// The programs, for tests that run them on packets of their own.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+}
