@@ -1,7 +1,7 @@
 //! The structs of `bpf/abi.h`, as the skeleton generator read them from the object's BTF.
 
 /// The generated skeleton; only its types are used, since its loaded form borrows from itself.
-#[allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks)]
+#[allow(clippy::all, clippy::pedantic, clippy::restriction)]
 #[allow(dead_code, unsafe_op_in_unsafe_fn)]
 mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/natbridge.skel.rs"));

@@ -121,10 +121,9 @@ fn tcx_link(program: &Program<'_>, ifindex: u32) -> Result<Link> {
     };
     // libbpf answers null and sets errno.
     let failure = std::io::Error::last_os_error();
-    let link = NonNull::new(link).ok_or(failure).context(format!(
-        "attaching {} to device {ifindex}",
-        program.name().to_string_lossy()
-    ))?;
+    let link = NonNull::new(link)
+        .ok_or(failure)
+        .context(format!("attaching {} to device {ifindex}", program.name().to_string_lossy()))?;
     // SAFETY: a fresh link that nobody else holds.
     Ok(unsafe { Link::from_ptr(link) })
 }

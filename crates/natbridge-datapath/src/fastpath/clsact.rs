@@ -38,13 +38,19 @@ fn dump_has_entries(ifindex: u32, parent: TcHandle) -> Result<bool> {
         let (answer, _) = socket.recv_from_full().context(doing())?;
         let mut rest = answer.as_slice();
         while rest.len() >= 16 {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|cause| Error::new(crate::ErrorKind::Io, format!("{}: {cause}", doing())))?;
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|cause| {
+                    Error::new(crate::ErrorKind::Io, format!("{}: {cause}", doing()))
+                })?;
             match message.payload {
                 NetlinkPayload::Done(_) => return Ok(found),
                 NetlinkPayload::Error(error) => {
                     let errno = error.code.map_or(0, |code| -code.get());
-                    return if errno == 0 { Ok(found) } else { Err(Error::from_errno(errno, doing())) };
+                    return if errno == 0 {
+                        Ok(found)
+                    } else {
+                        Err(Error::from_errno(errno, doing()))
+                    };
                 }
                 NetlinkPayload::InnerMessage(_) => found = true,
                 _ => {}

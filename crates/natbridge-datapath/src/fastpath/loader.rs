@@ -12,11 +12,11 @@ use super::abi::{ABI, nb_config, nb_device, nb_device_flag};
 use super::attach::{
     Mechanism, attach_clsact, detach_clsact, device_name, linked_device, parse_link_name,
 };
-use super::switches::Switches;
 use super::features::kernel_features;
 use super::namespace::host_namespace;
 use super::object::{CGROUP_PROGRAMS, Programs, Sizes, pinned_maps};
 use super::pins::Pins;
+use super::switches::Switches;
 use super::table::{PerCpu, Table};
 use super::{FastPath, KernelFeatures};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -232,10 +232,8 @@ fn detach_filters(pins: &Pins) -> Result<()> {
     let mut failures = Vec::new();
     for (ifindex, device) in devices.entries()? {
         if device.flags & nb_device_flag::NB_DEVICE_CLSACT.0 != 0
-            && let Err(cause) = detach_clsact(
-                ifindex,
-                device.flags & nb_device_flag::NB_DEVICE_CLSACT_OWNED.0 != 0,
-            )
+            && let Err(cause) =
+                detach_clsact(ifindex, device.flags & nb_device_flag::NB_DEVICE_CLSACT_OWNED.0 != 0)
         {
             failures.push(cause.to_string());
         }

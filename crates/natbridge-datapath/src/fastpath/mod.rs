@@ -6,7 +6,6 @@
 pub mod abi;
 mod attach;
 mod clsact;
-mod switches;
 mod counters;
 mod device;
 mod features;
@@ -18,12 +17,12 @@ mod pins;
 mod port;
 mod program;
 mod reason;
+mod switches;
 mod table;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use attach::Mechanism;
-pub use switches::Switches;
 pub use counters::{Count, DeviceCounters, FastPathCounters, PortCounters};
 pub use device::{DeviceRole, DeviceSpec};
 pub use features::{KernelFeatures, kernel_features};
@@ -34,11 +33,10 @@ pub use object::Programs;
 pub use pins::Pins;
 pub use port::{PortEntry, TransportProtocol};
 pub use program::ProgramInfo;
+pub use switches::Switches;
 pub use table::{PerCpu, Table};
 
-use abi::{
-    nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key,
-};
+use abi::{nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key};
 
 /// The loaded fast path of one instance. Dropping it leaves pins, links and traffic as they are.
 #[derive(Debug)]

@@ -28,9 +28,8 @@ pub fn host_namespace() -> Result<HostNamespace> {
 }
 
 fn cookie() -> Result<u64> {
-    let socket =
-        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-            .context("opening a socket")?;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .context("opening a socket")?;
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: both pointers are to live values of the sizes given.

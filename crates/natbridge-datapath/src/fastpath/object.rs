@@ -88,7 +88,10 @@ impl Programs {
     /// # Errors
     /// `not_found` if the object has no such program.
     pub fn get(&self, name: &str) -> Result<Program<'_>> {
-        self.object.progs().find(|program| program.name() == OsStr::new(name)).ok_or_else(|| no_program(name))
+        self.object
+            .progs()
+            .find(|program| program.name() == OsStr::new(name))
+            .ok_or_else(|| no_program(name))
     }
 
     /// Attaches a program of the cgroup hooks to an open cgroup.
@@ -124,9 +127,8 @@ fn no_program(name: &str) -> Error {
 /// # Errors
 /// If the object can't be opened.
 pub fn pinned_maps() -> Result<Vec<(String, u32)>> {
-    let open = ObjectBuilder::default()
-        .open_memory(&OBJECT.0)
-        .context("opening the eBPF object")?;
+    let open =
+        ObjectBuilder::default().open_memory(&OBJECT.0).context("opening the eBPF object")?;
     Ok(open
         .maps()
         .map(|map| (map.name().to_string_lossy().into_owned(), map.max_entries()))

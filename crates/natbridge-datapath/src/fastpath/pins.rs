@@ -150,7 +150,11 @@ impl Pins {
         {
             failures.push(format!("removing {}: {cause}", self.root.display()));
         }
-        if failures.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Io, failures.join("; "))) }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Io, failures.join("; ")))
+        }
     }
 }
 

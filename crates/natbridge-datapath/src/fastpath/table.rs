@@ -75,8 +75,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
     pub fn entries(&self) -> Result<Vec<(K, V)>> {
         let doing = || format!("listing map {}", self.name);
         let batch = BATCH.min(self.capacity());
-        let entries =
-            self.map.lookup_batch(batch, MapFlags::ANY, MapFlags::ANY).context(doing())?;
+        let entries = self.map.lookup_batch(batch, MapFlags::ANY, MapFlags::ANY).context(doing())?;
         Ok(entries.map(|(key, value)| (value_of(&key), value_of(&value))).collect())
     }
 }
