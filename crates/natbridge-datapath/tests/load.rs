@@ -1,5 +1,7 @@
 //! Loading, adopting and unloading. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{Loaded, Namespace};

@@ -11,6 +11,7 @@ mod device;
 mod features;
 mod flow;
 mod loader;
+mod messages;
 mod namespace;
 mod object;
 mod pins;

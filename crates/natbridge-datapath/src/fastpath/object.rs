@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 
 use libbpf_rs::{Link, Object, ObjectBuilder, Program};
 
+use super::messages;
 use super::pins::Pins;
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -59,6 +60,7 @@ impl Programs {
     /// # Errors
     /// `unsupported` with the verifier's last words if the kernel refuses a program, or its errors.
     pub fn load(pins: &Pins, sizes: Sizes) -> Result<Self> {
+        messages::collect();
         let mut open = ObjectBuilder::default()
             .name("natbridge")
             .and_then(|builder| builder.open_memory(&OBJECT.0))
@@ -77,7 +79,10 @@ impl Programs {
         let object = open.load().map_err(|cause| {
             Error::new(
                 ErrorKind::Unsupported,
-                format!("the kernel does not load the eBPF programs: {cause:#}"),
+                format!(
+                    "the kernel does not load the eBPF programs: {cause:#}\n{}",
+                    messages::take()
+                ),
             )
         })?;
         Ok(Self { object })
