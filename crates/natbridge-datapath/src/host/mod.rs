@@ -1,1 +1,32 @@
-//! host
+//! The host's networking through netlink and procfs: links, addresses, routes, sandboxes,
+//! conntrack, and notice of changes. Everything acts on the calling thread's namespace.
+
+mod address;
+mod bridge;
+mod conntrack;
+mod endpoint;
+mod link;
+mod namespace;
+mod netlink;
+mod nla;
+mod qdisc;
+mod route;
+mod rtnetlink;
+mod sandbox;
+mod sysctl;
+pub mod watch;
+mod xfrm;
+
+pub use address::OWN_PROTOCOL;
+pub use bridge::{BridgeSpec, create_bridge, ensure_bridge};
+pub use conntrack::{
+    ConntrackEntry, ConntrackFilter, Protocol as ConntrackProtocol, Tuple, delete_conntrack,
+    list_conntrack,
+};
+pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
+pub use link::{LinkInfo, delete_link, list_links};
+pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
+pub use sandbox::{ResolvedPid, SandboxInfo, SandboxInterface, inspect_sandbox, resolve_pid};
+pub use sysctl::{read_sysctl, write_sysctl};
+pub use watch::{HostEvent, HostEventKind, Watch};
+pub use xfrm::count_xfrm_policies;

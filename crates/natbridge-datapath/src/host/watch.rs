@@ -1,0 +1,398 @@
+//! Notice of what changes on the host, by the kernel's own notifications.
+//!
+//! Two listeners, in this order: `on_change` at once, on the watching thread, for whoever must act
+//! before the next packet; `on_events` with the changes of 20 ms put together.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use netlink_sys::Socket;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::netlink::{Message, Netlink, messages};
+use super::nla::Attributes;
+use crate::{Result, error::Context};
+
+const COALESCE: Duration = Duration::from_millis(20);
+/// Bursts of thousands of messages must not overrun the socket.
+const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
+const MESSAGE_BUFFER: usize = 64 * 1024;
+/// Endpoints can make up neighbours: the memory for them is bounded.
+const NEIGHBOURS_MAX: usize = 65_536;
+
+/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
+const NFNLGRP_NFTABLES: u32 = 7;
+/// XFRMNLGRP_POLICY (linux/xfrm.h).
+const XFRMNLGRP_POLICY: u32 = 4;
+const ROUTE_GROUPS: [u32; 9] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_NEIGH,
+    libc::RTNLGRP_TC,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_IFADDR,
+    libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV6_RULE,
+];
+
+const NDMSG: usize = 12;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NDA_MASTER: u16 = 9;
+/// A route that the kernel made for one destination, from another (RTM_F_CLONED).
+const RTM_F_CLONED: u32 = 0x200;
+
+/// What changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HostEventKind {
+    Link,
+    Address,
+    Route,
+    Neighbour,
+    Qdisc,
+    /// nftables rules or xfrm policies.
+    Ruleset,
+    /// Notifications were lost: anything may have changed.
+    Overrun,
+}
+
+impl HostEventKind {
+    /// The word of the contract.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::Address => "address",
+            Self::Route => "route",
+            Self::Neighbour => "neighbour",
+            Self::Qdisc => "qdisc",
+            Self::Ruleset => "ruleset",
+            Self::Overrun => "overrun",
+        }
+    }
+}
+
+/// A change of the host; several equal ones arrive as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostEvent {
+    pub kind: HostEventKind,
+    /// For link and address events: the device; 0 otherwise.
+    pub ifindex: u32,
+    pub removed: bool,
+}
+
+/// A running watch; it ends when it is dropped.
+pub struct Watch {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Watches the calling thread's namespace. Changes made after this returns are not missed.
+    ///
+    /// `on_change` is called on the watching thread with no delay, once for what one read of the
+    /// socket brought, and must be quick; `on_events` up to 20 ms later with equal events put
+    /// together.
+    ///
+    /// # Errors
+    /// `denied` without the privilege to listen.
+    pub fn start(
+        on_change: impl Fn() + Send + 'static,
+        on_events: impl Fn(Vec<HostEvent>) + Send + 'static,
+    ) -> Result<Self> {
+        let stop = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .context("making an eventfd")?,
+        );
+        let mut sources = vec![Source::open(NETLINK_ROUTE, &ROUTE_GROUPS)?];
+        for (protocol, group) in
+            [(NETLINK_NETFILTER, NFNLGRP_NFTABLES), (NETLINK_XFRM, XFRMNLGRP_POLICY)]
+        {
+            // Without the subsystem nothing of it can change.
+            sources.extend(Source::open(protocol, &[group]).ok());
+        }
+        let watcher = Watcher {
+            sources,
+            stop: Arc::clone(&stop),
+            neighbours: Neighbours::read()?,
+            on_change: Box::new(on_change),
+            on_events: Box::new(on_events),
+        };
+        let thread = thread::Builder::new()
+            .name("natbridge-watch".to_owned())
+            .spawn(move || watcher.run())
+            .context("starting the watching thread")?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take()
+            // A listener that drops its own watch must not wait for itself.
+            && thread.thread().id() != thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Source {
+    protocol: isize,
+    socket: Socket,
+}
+
+impl Source {
+    fn open(protocol: isize, groups: &[u32]) -> Result<Self> {
+        let mut socket = Socket::new(protocol).context("opening a netlink socket")?;
+        socket.bind_auto().context("binding a netlink socket")?;
+        socket.set_non_blocking(true).context("setting up a netlink socket")?;
+        // Root may exceed net.core.rmem_max; the plain call is for whoever may not.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
+        }
+        for group in groups {
+            socket.add_membership(*group).context("subscribing to netlink notifications")?;
+        }
+        Ok(Self { protocol, socket })
+    }
+}
+
+struct Watcher {
+    sources: Vec<Source>,
+    stop: Arc<EventFd>,
+    neighbours: Neighbours,
+    on_change: Box<dyn Fn() + Send>,
+    on_events: Box<dyn Fn(Vec<HostEvent>) + Send>,
+}
+
+impl Watcher {
+    fn run(mut self) {
+        let mut pending: Pending = Pending::default();
+        loop {
+            let timeout = pending.due.map(|due| due.saturating_duration_since(Instant::now()));
+            match self.wait(timeout) {
+                Wake::Stop => return,
+                Wake::Nothing => {}
+                Wake::Ready(index) => {
+                    let events = self.read(index);
+                    if !events.is_empty() {
+                        (self.on_change)();
+                        pending.add(events);
+                    }
+                }
+            }
+            if pending.due.is_some_and(|due| due <= Instant::now()) {
+                (self.on_events)(pending.take());
+            }
+        }
+    }
+
+    fn wait(&self, timeout: Option<Duration>) -> Wake {
+        let mut watched = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        watched.extend(
+            self.sources.iter().map(|source| PollFd::new(source.socket.as_fd(), PollFlags::POLLIN)),
+        );
+        // Rounded up, so that waiting for the last part of a millisecond does not spin.
+        let limit = timeout.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut watched, limit) {
+            Ok(0) | Err(Errno::EINTR | Errno::EAGAIN) => Wake::Nothing,
+            Err(_) => Wake::Stop,
+            Ok(_) => {
+                let ready = |entry: &PollFd<'_>| entry.any().unwrap_or(true);
+                if watched.first().is_some_and(ready) {
+                    return Wake::Stop;
+                }
+                watched.iter().skip(1).position(ready).map_or(Wake::Nothing, Wake::Ready)
+            }
+        }
+    }
+
+    /// What one read of a socket says.
+    fn read(&mut self, index: usize) -> Vec<HostEvent> {
+        let Some(source) = self.sources.get(index) else { return Vec::new() };
+        let mut bytes = Vec::with_capacity(MESSAGE_BUFFER);
+        let sender = match source.socket.recv_from(&mut bytes, 0) {
+            Ok((_, sender)) => sender,
+            Err(cause) => match cause.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => return Vec::new(),
+                Some(libc::ENOBUFS) => {
+                    // Neighbours are known again from here on.
+                    if let Ok(neighbours) = Neighbours::read() {
+                        self.neighbours = neighbours;
+                    }
+                    return vec![plain(HostEventKind::Overrun, false)];
+                }
+                // A socket that fails for ever must not be asked for ever.
+                _ => {
+                    self.sources.remove(index);
+                    return vec![plain(HostEventKind::Overrun, false)];
+                }
+            },
+        };
+        if sender.port_number() != 0 {
+            return Vec::new();
+        }
+        let protocol = source.protocol;
+        messages(&bytes)
+            .filter_map(|message| match protocol {
+                NETLINK_ROUTE => self.neighbours.event(message).or_else(|| route_event(message)),
+                _ => Some(plain(HostEventKind::Ruleset, false)),
+            })
+            .collect()
+    }
+}
+
+enum Wake {
+    Stop,
+    Nothing,
+    Ready(usize),
+}
+
+/// Events that wait for their like.
+#[derive(Default)]
+struct Pending {
+    seen: HashSet<HostEvent>,
+    ordered: Vec<HostEvent>,
+    due: Option<Instant>,
+}
+
+impl Pending {
+    fn add(&mut self, events: Vec<HostEvent>) {
+        for event in events {
+            if self.seen.insert(event) {
+                self.ordered.push(event);
+            }
+        }
+        self.due.get_or_insert_with(|| Instant::now() + COALESCE);
+    }
+
+    fn take(&mut self) -> Vec<HostEvent> {
+        self.seen.clear();
+        self.due = None;
+        std::mem::take(&mut self.ordered)
+    }
+}
+
+fn plain(kind: HostEventKind, removed: bool) -> HostEvent {
+    HostEvent { kind, ifindex: 0, removed }
+}
+
+/// Events of rtnetlink, neighbours left out.
+fn route_event(message: Message<'_>) -> Option<HostEvent> {
+    // `struct ifinfomsg` and `struct ifaddrmsg` both have the device at byte 4.
+    let word = |at: usize| message.payload.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b));
+    let device = |kind, removed| Some(HostEvent { kind, ifindex: word(4)?, removed });
+    match message.kind {
+        libc::RTM_NEWLINK => device(HostEventKind::Link, false),
+        // AF_BRIDGE: it stopped being a port, the device itself is still there.
+        libc::RTM_DELLINK => {
+            let port = message.payload.first().is_some_and(|f| i32::from(*f) == libc::AF_BRIDGE);
+            device(HostEventKind::Link, !port)
+        }
+        libc::RTM_NEWADDR => device(HostEventKind::Address, false),
+        libc::RTM_DELADDR => device(HostEventKind::Address, true),
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE if word(8)? & RTM_F_CLONED != 0 => None,
+        libc::RTM_NEWROUTE | libc::RTM_NEWRULE => Some(plain(HostEventKind::Route, false)),
+        libc::RTM_DELROUTE | libc::RTM_DELRULE => Some(plain(HostEventKind::Route, true)),
+        libc::RTM_NEWQDISC | libc::RTM_NEWTFILTER => Some(plain(HostEventKind::Qdisc, false)),
+        libc::RTM_DELQDISC | libc::RTM_DELTFILTER => Some(plain(HostEventKind::Qdisc, true)),
+        _ => None,
+    }
+}
+
+/// Where the neighbours and forwarding entries are, to tell a move from the kernel's housekeeping.
+#[derive(Default)]
+struct Neighbours {
+    known: HashMap<NeighbourKey, Vec<u8>>,
+}
+
+/// Of a neighbour its device and address; of a forwarding entry its bridge and MAC.
+#[derive(PartialEq, Eq, Hash)]
+struct NeighbourKey {
+    family: u8,
+    device: u32,
+    address: Vec<u8>,
+}
+
+impl Neighbours {
+    fn read() -> Result<Self> {
+        let mut neighbours = Self::default();
+        let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+        for family in [libc::AF_UNSPEC, libc::AF_BRIDGE] {
+            let mut request = vec![0; NDMSG];
+            request[0] = family as u8;
+            let entries = netlink
+                .dump(libc::RTM_GETNEIGH, &request, |message| Ok(Entry::parse(message)))
+                .context("listing neighbours")?;
+            for entry in entries.into_iter().take(NEIGHBOURS_MAX) {
+                neighbours.known.insert(entry.key, entry.place);
+            }
+        }
+        Ok(neighbours)
+    }
+
+    /// An event where a neighbour moved, failed or went; nothing for new ones, of which nobody can
+    /// have learned anything yet, and for those that are merely confirmed or grow old.
+    fn event(&mut self, message: Message<'_>) -> Option<HostEvent> {
+        let removed = message.kind == libc::RTM_DELNEIGH;
+        if !removed && message.kind != libc::RTM_NEWNEIGH {
+            return None;
+        }
+        let entry = Entry::parse(message)?;
+        if removed || entry.failed {
+            let known = self.known.remove(&entry.key).is_some();
+            return known.then(|| plain(HostEventKind::Neighbour, true));
+        }
+        if entry.place.is_empty() {
+            return None;
+        }
+        if self.known.len() >= NEIGHBOURS_MAX && !self.known.contains_key(&entry.key) {
+            self.known.clear();
+            self.known.insert(entry.key, entry.place);
+            return Some(plain(HostEventKind::Neighbour, false));
+        }
+        let place = entry.place.clone();
+        let before = self.known.insert(entry.key, entry.place);
+        before.is_some_and(|before| before != place).then(|| plain(HostEventKind::Neighbour, false))
+    }
+}
+
+/// RTM_NEWNEIGH or RTM_DELNEIGH.
+struct Entry {
+    key: NeighbourKey,
+    /// A neighbour's MAC, or the port of a forwarding entry; empty while unresolved.
+    place: Vec<u8>,
+    failed: bool,
+}
+
+impl Entry {
+    fn parse(message: Message<'_>) -> Option<Self> {
+        let family = *message.payload.first()?;
+        let device = u32::from_ne_bytes(*message.payload.get(4..)?.first_chunk()?);
+        let state = u16::from_ne_bytes(*message.payload.get(8..)?.first_chunk()?);
+        let attributes = Attributes::after(message.payload, NDMSG);
+        let mac = attributes.find(NDA_LLADDR).map_or(&[][..], |mac| mac.value);
+        let failed = state & libc::NUD_FAILED != 0;
+        if i32::from(family) == libc::AF_BRIDGE {
+            let bridge = attributes.find(NDA_MASTER).and_then(|master| master.ne32());
+            let key =
+                NeighbourKey { family, device: bridge.unwrap_or(device), address: mac.to_vec() };
+            return Some(Self { key, place: device.to_ne_bytes().to_vec(), failed });
+        }
+        let address = attributes.find(NDA_DST)?.value.to_vec();
+        let place = if state & libc::NUD_INCOMPLETE != 0 { Vec::new() } else { mac.to_vec() };
+        Some(Self { key: NeighbourKey { family, device, address }, place, failed })
+    }
+}
