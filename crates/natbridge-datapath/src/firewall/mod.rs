@@ -1,1 +1,22 @@
-//! firewall
+//! The kernel path: the one nftables table `inet natbridge`, and what it needs of foreign rulesets.
+//!
+//! The table holds a constant number of rules; networks and published ports are elements of its sets
+//! and maps. Every change is one transaction, computed from what the kernel holds at that moment.
+
+mod accepts;
+mod apply;
+mod elements;
+mod foreign;
+mod legacy;
+mod mark;
+mod nft;
+mod prefix;
+mod spec;
+mod table;
+
+pub use accepts::{ForwardAccept, ensure_forward_accepts, remove_forward_accepts};
+pub use apply::{FirewallChange, apply_firewall, remove_firewall};
+pub use foreign::{ForeignRuleset, read_foreign_ruleset};
+pub use mark::FORWARD_ACCEPT_MARK;
+pub use prefix::Prefix;
+pub use spec::{FirewallNetwork, FirewallPort, FirewallSpec, FirewallSubnet, Protocol};

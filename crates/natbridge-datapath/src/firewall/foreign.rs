@@ -1,0 +1,95 @@
+//! Reads the rulesets that are not ours.
+
+use serde_json::{Value, json};
+
+use super::legacy::{FAMILIES, tagged_rule};
+use super::mark::FORWARD_ACCEPT_MARK;
+use super::nft;
+use crate::error::{Context, Error, ErrorKind, Result};
+
+/// Everything on the host's packet paths that natbridge did not write.
+#[derive(Clone, Debug, Default)]
+pub struct ForeignRuleset {
+    /// `nft -j list ruleset` without our table and our tagged rules.
+    pub nft: String,
+    /// `iptables-legacy-save` and `ip6tables-legacy-save`, each after a line `# iptables-legacy` or
+    /// `# ip6tables-legacy`; empty where no legacy table exists.
+    pub legacy: String,
+}
+
+/// Reads them, changing nothing: not even legacy tables come into being.
+///
+/// # Errors
+/// `Unsupported` if nft is missing, or iptables-legacy where its tables exist.
+pub fn read_foreign_ruleset() -> Result<ForeignRuleset> {
+    let mut objects = list_ruleset()?;
+    objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
+    Ok(ForeignRuleset { nft: json!({ "nftables": objects }).to_string(), legacy: read_legacy()? })
+}
+
+fn read_legacy() -> Result<String> {
+    let mut text = String::new();
+    let tagged = format!("-A {}", tagged_rule());
+    for legacy in FAMILIES {
+        let tables = legacy.tables();
+        if !tables.is_empty() {
+            text.push_str(&format!("# {}\n", legacy.program));
+        }
+        for table in tables {
+            let saved = nft::iptables(legacy.save, &["-t", &table], None)?;
+            for line in saved.lines().filter(|line| !line.starts_with('#') && *line != tagged) {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// The ruleset's objects without our table.
+pub(super) fn list_ruleset() -> Result<Vec<Value>> {
+    let listing = nft::nft(&["-j", "list", "ruleset"]).context("list the ruleset")?;
+    let mut listing: Value = serde_json::from_str(&listing)
+        .map_err(|cause| Error::new(ErrorKind::Io, format!("read nft's listing: {cause}")))?;
+    let objects = listing.get_mut("nftables").map(Value::take);
+    let Some(Value::Array(mut objects)) = objects else {
+        return Err(Error::new(
+            ErrorKind::Io,
+            "nft's listing has a form that natbridge does not know",
+        ));
+    };
+    objects.retain(|object| !is_ours(object));
+    Ok(objects)
+}
+
+fn is_ours(object: &Value) -> bool {
+    let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
+        return false;
+    };
+    let name = if kind == "table" { "name" } else { "table" };
+    let is = |key: &str, value: &str| body.get(key).and_then(Value::as_str) == Some(value);
+    is("family", "inet") && is(name, "natbridge")
+}
+
+/// Our accept in a foreign chain. Known by the reserved bit, not by the comment alone: what
+/// iptables-save and -restore make of a comment is an xt match whose text nft does not show.
+pub(super) fn is_tagged(rule: &Value) -> bool {
+    let mark = FORWARD_ACCEPT_MARK;
+    let ours = json!({ "match": {
+        "op": "==", "left": { "&": [{ "meta": { "key": "mark" } }, mark] }, "right": mark
+    } });
+    let Some(expressions) = rule.get("expr").and_then(Value::as_array) else { return false };
+    let is_comment = |expression: &Value| {
+        expression.pointer("/xt/name").and_then(Value::as_str) == Some("comment")
+    };
+    let commented = rule.get("comment").and_then(Value::as_str) == Some("natbridge")
+        || expressions.iter().any(is_comment);
+    commented
+        && expressions.contains(&ours)
+        && expressions.iter().all(|expression| {
+            *expression == ours
+                || is_comment(expression)
+                || expression.get("counter").is_some()
+                || expression.get("accept").is_some()
+        })
+}

@@ -1,0 +1,235 @@
+//! The constant part of the table: its sets, maps, chains and rules.
+
+use std::fmt::Write;
+
+use super::mark::FORWARD_ACCEPT_MARK;
+
+/// Family and name, as nft takes them.
+pub const TABLE: &str = "inet natbridge";
+
+/// What one field of a set's key holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    Interface,
+    Family,
+    Protocol,
+    Port,
+    Ipv4,
+    Ipv6,
+    /// A prefix: makes the set an interval set.
+    Ipv4Prefix,
+    Ipv6Prefix,
+}
+
+impl Field {
+    fn nft_type(self) -> &'static str {
+        match self {
+            Self::Interface => "ifname",
+            Self::Family => "nf_proto",
+            Self::Protocol => "inet_proto",
+            Self::Port => "inet_service",
+            Self::Ipv4 | Self::Ipv4Prefix => "ipv4_addr",
+            Self::Ipv6 | Self::Ipv6Prefix => "ipv6_addr",
+        }
+    }
+
+    fn is_interval(self) -> bool {
+        matches!(self, Self::Ipv4Prefix | Self::Ipv6Prefix)
+    }
+}
+
+/// A set, or with `value` a map.
+#[derive(Debug)]
+pub struct Set {
+    pub name: &'static str,
+    pub key: &'static [Field],
+    pub value: &'static [Field],
+}
+
+const fn set(name: &'static str, key: &'static [Field]) -> Set {
+    Set { name, key, value: &[] }
+}
+
+const fn map(name: &'static str, key: &'static [Field], value: &'static [Field]) -> Set {
+    Set { name, key, value }
+}
+
+use Field::{Family, Interface, Ipv4, Ipv4Prefix, Ipv6, Ipv6Prefix, Port, Protocol};
+
+const EXACT4: &[Field] = &[Protocol, Ipv4, Port];
+const EXACT6: &[Field] = &[Protocol, Ipv6, Port];
+const WILDCARD: &[Field] = &[Protocol, Port];
+
+/// Every set and map. nft 1.0.6 takes no protocol in the key of a NAT map, hence one per protocol.
+pub const SETS: &[Set] = &[
+    set("bridges", &[Interface]),
+    set("internal_bridges", &[Interface]),
+    // Pairs of one bridge with itself: networks whose endpoints reach each other.
+    set("same_bridge", &[Interface, Interface]),
+    // Both families where forwarding that is not ours is dropped; empty elsewhere.
+    set("strict_forwarding", &[Family]),
+    set("own_subnet4", &[Interface, Ipv4Prefix]),
+    set("own_subnet6", &[Interface, Ipv6Prefix]),
+    set("masquerade4", &[Ipv4Prefix]),
+    set("masquerade6", &[Ipv6Prefix]),
+    set("restricted_exact4", EXACT4),
+    set("restricted_exact6", EXACT6),
+    set("restricted_wildcard4", WILDCARD),
+    set("restricted_wildcard6", WILDCARD),
+    // Exact ports beside a restricted wildcard one of the same number.
+    set("exempt4", EXACT4),
+    set("exempt6", EXACT6),
+    set("allowed_exact4", &[Protocol, Ipv4, Port, Ipv4Prefix]),
+    set("allowed_exact6", &[Protocol, Ipv6, Port, Ipv6Prefix]),
+    set("allowed_wildcard4", &[Protocol, Port, Ipv4Prefix]),
+    set("allowed_wildcard6", &[Protocol, Port, Ipv6Prefix]),
+    map("tcp_exact4", &[Ipv4, Port], &[Ipv4, Port]),
+    map("tcp_exact6", &[Ipv6, Port], &[Ipv6, Port]),
+    map("tcp_wildcard4", &[Port], &[Ipv4, Port]),
+    map("tcp_wildcard6", &[Port], &[Ipv6, Port]),
+    map("udp_exact4", &[Ipv4, Port], &[Ipv4, Port]),
+    map("udp_exact6", &[Ipv6, Port], &[Ipv6, Port]),
+    map("udp_wildcard4", &[Port], &[Ipv4, Port]),
+    map("udp_wildcard6", &[Port], &[Ipv6, Port]),
+    map("sctp_exact4", &[Ipv4, Port], &[Ipv4, Port]),
+    map("sctp_exact6", &[Ipv6, Port], &[Ipv6, Port]),
+    map("sctp_wildcard4", &[Port], &[Ipv4, Port]),
+    map("sctp_wildcard6", &[Port], &[Ipv6, Port]),
+];
+
+/// Before destination NAT and behind conntrack: who may come in at all.
+///
+/// 127.0.0.0/8 and ::1 never come from a wire (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3); the
+/// rules hold even where somebody sets `route_localnet`. A sandbox of an internal network reaches
+/// the host by the addresses of its own subnet alone.
+const GUARD: &str = r#"
+	chain guard {
+		type filter hook prerouting priority -150; policy accept;
+		iifname "lo" accept
+		ip daddr 127.0.0.0/8 drop
+		ip saddr 127.0.0.0/8 drop
+		ip6 daddr ::1 drop
+		ip6 saddr ::1 drop
+		ct state established,related accept
+		iifname @internal_bridges fib daddr type local jump internal_guard
+		ct state new fib daddr type local jump restrict
+	}
+	chain internal_guard {
+		iifname . ip daddr != @own_subnet4 drop
+		ip6 daddr fe80::/10 return
+		iifname . ip6 daddr != @own_subnet6 drop
+	}
+	chain restrict {
+		meta l4proto . ip daddr . th dport @restricted_exact4 meta l4proto . ip daddr . th dport . ip saddr != @allowed_exact4 drop
+		meta l4proto . ip6 daddr . th dport @restricted_exact6 meta l4proto . ip6 daddr . th dport . ip6 saddr != @allowed_exact6 drop
+		meta l4proto . ip daddr . th dport @exempt4 return
+		meta l4proto . ip6 daddr . th dport @exempt6 return
+		meta nfproto ipv4 meta l4proto . th dport @restricted_wildcard4 meta l4proto . th dport . ip saddr != @allowed_wildcard4 drop
+		meta nfproto ipv6 meta l4proto . th dport @restricted_wildcard6 meta l4proto . th dport . ip6 saddr != @allowed_wildcard6 drop
+	}
+"#;
+
+/// The exact address goes first, and source NAT follows Docker: what leaves its own bridge, and what
+/// destination NAT sends back into it.
+const NAT: &str = r#"
+	chain prerouting {
+		type nat hook prerouting priority -100; policy accept;
+		fib daddr type local jump published
+	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+		ip daddr 127.0.0.0/8 accept
+		ip6 daddr ::1 accept
+		fib daddr type local jump published
+	}
+	chain published {
+		meta nfproto ipv6 goto published6
+		dnat ip to ip daddr . tcp dport map @tcp_exact4
+		dnat ip to ip daddr . udp dport map @udp_exact4
+		dnat ip to ip daddr . sctp dport map @sctp_exact4
+		dnat ip to tcp dport map @tcp_wildcard4
+		dnat ip to udp dport map @udp_wildcard4
+		dnat ip to sctp dport map @sctp_wildcard4
+	}
+	chain published6 {
+		dnat ip6 to ip6 daddr . tcp dport map @tcp_exact6
+		dnat ip6 to ip6 daddr . udp dport map @udp_exact6
+		dnat ip6 to ip6 daddr . sctp dport map @sctp_exact6
+		dnat ip6 to tcp dport map @tcp_wildcard6
+		dnat ip6 to udp dport map @udp_wildcard6
+		dnat ip6 to sctp dport map @sctp_wildcard6
+	}
+	chain postrouting {
+		type nat hook postrouting priority 100; policy accept;
+		oifname . ip saddr @own_subnet4 ct status dnat masquerade
+		oifname . ip6 saddr @own_subnet6 ct status dnat masquerade
+		oifname . ip saddr @own_subnet4 accept
+		oifname . ip6 saddr @own_subnet6 accept
+		ip saddr @masquerade4 masquerade
+		ip6 saddr @masquerade6 masquerade
+	}
+"#;
+
+/// The whole script of the empty table.
+pub fn definition() -> String {
+    let mut script = format!("table {TABLE} {{\n");
+    for set in SETS {
+        script.push_str(&declaration(set));
+    }
+    script.push_str(GUARD);
+    script.push_str(NAT);
+    script.push_str(&forward_chains());
+    script.push_str("}\n");
+    script
+}
+
+fn declaration(set: &Set) -> String {
+    let types = |fields: &[Field]| {
+        fields.iter().map(|field| field.nft_type()).collect::<Vec<_>>().join(" . ")
+    };
+    let mut line = String::from("\t");
+    line.push_str(if set.value.is_empty() { "set" } else { "map" });
+    let _ = write!(line, " {} {{ type {}", set.name, types(set.key));
+    if !set.value.is_empty() {
+        let _ = write!(line, " : {}", types(set.value));
+    }
+    line.push(';');
+    if set.key.iter().any(|field| field.is_interval()) {
+        line.push_str(" flags interval;");
+    }
+    line.push_str(" }\n");
+    line
+}
+
+/// Our verdict on forwarded packets. One hook before the usual filter chains, so that a packet
+/// dropped here costs them nothing and one accepted here still needs their accept too.
+fn forward_chains() -> String {
+    let mark = FORWARD_ACCEPT_MARK;
+    let rest = !FORWARD_ACCEPT_MARK;
+    format!(
+        r#"
+	chain accepted {{
+		meta mark set meta mark or {mark:#010x} accept
+	}}
+	chain others {{
+		meta mark and {mark:#010x} == {mark:#010x} meta mark set meta mark and {rest:#010x}
+		meta nfproto @strict_forwarding drop
+	}}
+	chain forward {{
+		type filter hook forward priority -1; policy accept;
+		iifname != @bridges oifname != @bridges goto others
+		ct state established,related goto accepted
+		iifname . oifname @same_bridge goto accepted
+		iifname @internal_bridges drop
+		oifname @internal_bridges drop
+		ct status dnat oifname @bridges goto accepted
+		oifname @bridges drop
+		goto accepted
+	}}
+	chain unmark {{
+		type filter hook postrouting priority -301; policy accept;
+		meta mark and {mark:#010x} == {mark:#010x} meta mark set meta mark and {rest:#010x}
+	}}
+"#
+    )
+}
