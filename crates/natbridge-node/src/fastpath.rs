@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use napi::bindgen_prelude::spawn_blocking;
 use napi_derive::napi;
 use natbridge_datapath::fastpath::{self, DeviceRole, FastPath, TransportProtocol};
 use natbridge_datapath::{Error, ErrorKind};
 
+use crate::blocking::run;
 use crate::error::to_napi;
 
 static LOADED: Mutex<Option<Arc<FastPath>>> = Mutex::new(None);
@@ -17,14 +17,11 @@ fn loaded() -> MutexGuard<'static, Option<Arc<FastPath>>> {
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs blocking work off the JavaScript thread.
-async fn run<T: Send + 'static>(
-    work: impl FnOnce() -> natbridge_datapath::Result<T> + Send + 'static,
-) -> napi::Result<T> {
-    spawn_blocking(work)
-        .await
-        .map_err(|cause| napi::Error::from_reason(format!("[io] the work was cut off: {cause}")))?
-        .map_err(to_napi)
+/// Ends every lease at once, if the fast path is loaded: the host changed.
+pub fn bump_generation_if_loaded() {
+    if let Some(fast_path) = loaded().as_ref() {
+        fast_path.bump_generation();
+    }
 }
 
 /// Runs blocking work with the loaded fast path.

@@ -6,6 +6,7 @@
 // napi-derive exports nothing under test, so nothing looks used there.
 #![cfg_attr(test, allow(dead_code))]
 
+mod blocking;
 mod error;
 mod fastpath;
 mod firewall;
