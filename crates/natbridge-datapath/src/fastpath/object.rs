@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::RawFd;
 
-use libbpf_rs::{Link, Object, ObjectBuilder, Program};
+use libbpf_rs::{Link, Object, ObjectBuilder, Program, ProgramInput, ProgramOutput};
 
 use super::messages;
 use super::pins::Pins;
@@ -107,6 +107,20 @@ impl Programs {
         let program = self.object.progs_mut().find(|program| program.name() == OsStr::new(name));
         let program = program.ok_or_else(|| no_program(name))?;
         program.attach_cgroup(cgroup).context(format!("attaching {name} to a cgroup"))
+    }
+
+    /// Runs a program on a packet of the caller's (BPF_PROG_TEST_RUN), as tests do.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn test_run<'data>(
+        &self,
+        name: &str,
+        input: ProgramInput<'data>,
+    ) -> Result<ProgramOutput<'data>> {
+        let program = self.object.progs_mut().find(|program| program.name() == OsStr::new(name));
+        let program = program.ok_or_else(|| no_program(name))?;
+        program.test_run(input).context(format!("running {name}"))
     }
 
     /// All programs.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod packet;
 pub mod topology;
 
 use std::fs::File;
