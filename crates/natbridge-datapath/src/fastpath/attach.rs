@@ -133,20 +133,33 @@ fn tcx_link(program: &Program<'_>, ifindex: u32) -> Result<Link> {
 /// # Errors
 /// The kernel's.
 pub fn attach_clsact(programs: &Programs, ifindex: u32) -> Result<bool> {
-    let mut owned = false;
+    let owned = create_clsact(ifindex)?;
     for side in Side::BOTH {
         let program = programs.get(side.program())?;
-        let mut hook = clsact_hook(&program, ifindex, side)?;
-        match hook.create() {
-            Ok(_) => owned = true,
-            Err(cause) if cause.kind() == libbpf_rs::ErrorKind::AlreadyExists => {}
-            Err(cause) => {
-                return Err(cause).context(format!("adding clsact to device {ifindex}"));
-            }
+        let attached = clsact_hook(&program, ifindex, side)?
+            .attach()
+            .context(format!("attaching {} to device {ifindex}", side.program()));
+        if let Err(cause) = attached {
+            // The first error is the one to tell.
+            let _ = detach_clsact(ifindex, owned);
+            return Err(cause);
         }
-        hook.attach().context(format!("attaching {} to device {ifindex}", side.program()))?;
     }
     Ok(owned)
+}
+
+/// Adds the qdisc; answers false if it was there. (The library's hook does not tell.)
+fn create_clsact(ifindex: u32) -> Result<bool> {
+    let mut hook = libbpf_sys::bpf_tc_hook::default();
+    hook.sz = size_of_val(&hook) as _;
+    hook.ifindex = i32::try_from(ifindex).map_err(|_| no_device(ifindex))?;
+    hook.attach_point = libbpf_sys::BPF_TC_INGRESS | libbpf_sys::BPF_TC_EGRESS;
+    // SAFETY: a live hook that says its own size.
+    match -unsafe { libbpf_sys::bpf_tc_hook_create(&raw mut hook) } {
+        0 => Ok(true),
+        libc::EEXIST => Ok(false),
+        errno => Err(Error::from_errno(errno, format!("adding clsact to device {ifindex}"))),
+    }
 }
 
 /// Takes both filters off, and the qdisc too if it is ours and nobody else's filters are in it.

@@ -68,6 +68,8 @@ fn describe(scenario: &Scenario, answer: &str) -> String {
 struct Addresses {
     host: &'static str,
     host_exact: &'static str,
+    /// Source the kernel chooses towards `host_exact`.
+    host_as_seen_by_itself: &'static str,
     client: &'static str,
     other_client: &'static str,
     far: &'static str,
@@ -88,6 +90,7 @@ struct Addresses {
 const V4: Addresses = Addresses {
     host: "192.0.2.1",
     host_exact: "192.0.2.3",
+    host_as_seen_by_itself: "192.0.2.1",
     client: "192.0.2.2",
     other_client: "192.0.2.9",
     far: "198.51.100.2",
@@ -108,6 +111,7 @@ const V4: Addresses = Addresses {
 const V6: Addresses = Addresses {
     host: "fd00:c::1",
     host_exact: "fd00:c::3",
+    host_as_seen_by_itself: "fd00:c::3",
     client: "fd00:c::2",
     other_client: "fd00:c::9",
     far: "fd00:f::2",
@@ -160,7 +164,7 @@ fn scenarios(v4: bool, setting: Setting) -> Vec<Scenario> {
     add("client", None, &[Udp], at.host, 8088, "refused");
     // From the host, by any local address but loopback.
     add("host", None, both, at.host, 8080, &sees("a1", at.host));
-    add("host", None, both, at.host_exact, 8081, &sees("a2", at.host_exact));
+    add("host", None, both, at.host_exact, 8081, &sees("a2", at.host_as_seen_by_itself));
     add("host", None, both, at.host_to_far, 8080, &sees("a1", at.host_to_far));
     add("host", None, &[Tcp], if v4 { "127.0.0.1" } else { "::1" }, 8080, "refused");
     // `from`: the host always may, others by their address alone, an exact port by its own rule.
@@ -200,13 +204,13 @@ fn scenarios(v4: bool, setting: Setting) -> Vec<Scenario> {
     add("host", None, both, at.a1, 80, &sees("a1", at.a_gateway));
     add("host", None, both, at.i1, 80, &sees("i1", at.i_gateway));
     // A container reaches its gateway, and the host's services as far as the host's INPUT says.
-    add("a1", None, both, at.a_gateway, 8099, &sees("host", at.a1));
-    add("a1", None, both, at.host, 8099, &sees("host", at.a1));
-    add("a1", None, both, at.b_gateway, 8099, &sees("host", at.a1));
+    add("a1", None, &[Tcp], at.a_gateway, 8099, &sees("host", at.a1));
+    add("a1", None, &[Tcp], at.host, 8099, &sees("host", at.a1));
+    add("a1", None, &[Tcp], at.b_gateway, 8099, &sees("host", at.a1));
     // Internal: the gateway's address and nothing else, in or out, published or not.
-    add("i1", None, both, at.i_gateway, 8099, &sees("host", at.i1));
-    add("i1", None, both, at.host, 8099, NOTHING);
-    add("i1", None, both, at.a_gateway, 8099, NOTHING);
+    add("i1", None, &[Tcp], at.i_gateway, 8099, &sees("host", at.i1));
+    add("i1", None, &[Tcp], at.host, 8099, NOTHING);
+    add("i1", None, &[Tcp], at.a_gateway, 8099, NOTHING);
     add("i1", None, both, at.client, 80, NOTHING);
     add("i1", None, both, at.a1, 80, NOTHING);
     add("i1", None, both, at.i_gateway, 8080, NOTHING);

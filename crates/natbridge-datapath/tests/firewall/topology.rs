@@ -33,12 +33,12 @@ pub fn build(label: &str) -> Namespaces {
     uplink(&namespaces, "far", "198.51.100", "fd00:f:");
     namespaces.run(
         "host",
-        "ip address add 192.0.2.3/24 dev client; ip address add fd00:c::3/64 dev client nodad; \
+        "ip address add 192.0.2.3/24 dev client; ip address add fd00:c::3/64 dev client nodad preferred_lft 0; \
          sysctl -qw net.ipv4.conf.client.route_localnet=1",
     );
     namespaces.run(
         "client",
-        "ip address add 192.0.2.9/24 dev eth0; ip address add fd00:c::9/64 dev eth0 nodad",
+        "ip address add 192.0.2.9/24 dev eth0; ip address add fd00:c::9/64 dev eth0 nodad preferred_lft 0",
     );
     for (bridge, third, group, members) in [
         ("fw-a", 32, "a", ["a1", "a2"].as_slice()),
