@@ -5,11 +5,10 @@
 //! rule of the host goes first. Only a policy of drop is answered; a drop rule at the end of a chain
 //! is the host's explicit will.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::foreign::{is_tagged, list_ruleset};
+use super::foreign::{is_tagged, list_ruleset, mark_match};
 use super::legacy::{FAMILIES, Legacy, tagged_rule};
-use super::mark::FORWARD_ACCEPT_MARK;
 use super::nft;
 use crate::error::{Context, Error, Result};
 
@@ -72,32 +71,43 @@ struct ForwardChain {
 
 fn ensure_nft(wanted: bool) -> Result<Vec<ForwardAccept>> {
     let mut accepts = Vec::new();
-    let mut script = String::new();
+    // JSON, because nft's own language has no way to quote a foreign name that is one of its words.
+    let mut commands = Vec::new();
     for chain in forward_chains(&list_ruleset()?) {
-        let place = format!("{} \"{}\" \"{}\"", chain.family, chain.table, chain.name);
         let ours: Vec<u64> = chain.rules.iter().filter(|rule| rule.1).map(|rule| rule.0).collect();
         let wanted = wanted && chain.drops;
         let in_place = wanted && ours.len() == 1 && chain.rules.last().is_some_and(|rule| rule.1);
         if !in_place {
-            for handle in &ours {
-                script.push_str(&format!("delete rule {place} handle {handle}\n"));
-            }
-            if wanted {
-                let mark = FORWARD_ACCEPT_MARK;
-                script.push_str(&format!(
-                    "add rule {place} meta mark and {mark:#x} == {mark:#x} counter accept comment \"natbridge\"\n"
-                ));
-            }
+            commands.extend(ours.iter().map(|handle| chain.delete(*handle)));
+            commands.extend(wanted.then(|| chain.append_accept()));
         }
         if wanted {
             let name = format!("nft {} {} {}", chain.family, chain.table, chain.name);
             accepts.push(ForwardAccept { chain: name, inserted: !in_place });
         }
     }
-    if !script.is_empty() {
-        nft::commit(&script).context("change the accept in foreign forward chains")?;
+    if !commands.is_empty() {
+        nft::commit_json(&json!({ "nftables": commands }))
+            .context("change the accept in foreign forward chains")?;
     }
     Ok(accepts)
+}
+
+impl ForwardChain {
+    fn delete(&self, handle: u64) -> Value {
+        let (family, table, chain) = (&self.family, &self.table, &self.name);
+        json!({ "delete": { "rule": {
+            "family": family, "table": table, "chain": chain, "handle": handle
+        } } })
+    }
+
+    fn append_accept(&self) -> Value {
+        let (family, table, chain) = (&self.family, &self.table, &self.name);
+        json!({ "add": { "rule": {
+            "family": family, "table": table, "chain": chain, "comment": "natbridge",
+            "expr": [mark_match(), { "counter": null }, { "accept": null }]
+        } } })
+    }
 }
 
 fn forward_chains(objects: &[Value]) -> Vec<ForwardChain> {

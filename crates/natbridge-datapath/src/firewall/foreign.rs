@@ -74,10 +74,7 @@ fn is_ours(object: &Value) -> bool {
 /// Our accept in a foreign chain. Known by the reserved bit, not by the comment alone: what
 /// iptables-save and -restore make of a comment is an xt match whose text nft does not show.
 pub(super) fn is_tagged(rule: &Value) -> bool {
-    let mark = FORWARD_ACCEPT_MARK;
-    let ours = json!({ "match": {
-        "op": "==", "left": { "&": [{ "meta": { "key": "mark" } }, mark] }, "right": mark
-    } });
+    let ours = mark_match();
     let Some(expressions) = rule.get("expr").and_then(Value::as_array) else { return false };
     let is_comment = |expression: &Value| {
         expression.pointer("/xt/name").and_then(Value::as_str) == Some("comment")
@@ -92,4 +89,12 @@ pub(super) fn is_tagged(rule: &Value) -> bool {
                 || expression.get("counter").is_some()
                 || expression.get("accept").is_some()
         })
+}
+
+/// The expression that tells what our forward chain has accepted.
+pub(super) fn mark_match() -> Value {
+    let mark = FORWARD_ACCEPT_MARK;
+    json!({ "match": {
+        "op": "==", "left": { "&": [{ "meta": { "key": "mark" } }, mark] }, "right": mark
+    } })
 }

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
+use serde_json::Value;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -23,6 +24,15 @@ pub fn nft(arguments: &[&str]) -> Result<String> {
 /// As [`nft`]; the kernel's state is then unchanged.
 pub fn commit(script: &str) -> Result<()> {
     run(Command::new("nft").args(["-f", "-"]), "nft", "nftables", Some(script)).map(drop)
+}
+
+/// Commits commands in nft's JSON form as one transaction.
+///
+/// # Errors
+/// As [`nft`]; the kernel's state is then unchanged.
+pub fn commit_json(commands: &Value) -> Result<()> {
+    let script = commands.to_string();
+    run(Command::new("nft").args(["-j", "-f", "-"]), "nft", "nftables", Some(&script)).map(drop)
 }
 
 /// Loads a script in a network namespace of its own and answers how nft lists the table there.
