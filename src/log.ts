@@ -1,5 +1,5 @@
 /** The daemon's log: pino, one JSON object a line on stderr. */
-import { type Logger as PinoLogger, destination, pino } from "pino";
+import { destination, type Logger as PinoLogger, pino } from "pino";
 
 export const logLevels = ["debug", "info", "warn", "error", "silent"] as const;
 export type LogLevel = (typeof logLevels)[number];

@@ -1,7 +1,7 @@
 /** The one table of error codes, and the error that carries one. RFC 9457 gives the wire form. */
 
 interface ProblemKind {
-  status: 400 | 401 | 403 | 404 | 409 | 410 | 413 | 500 | 503;
+  status: 400 | 401 | 403 | 404 | 405 | 409 | 410 | 412 | 413 | 415 | 500 | 503;
   title: string;
 }
 
@@ -21,6 +21,7 @@ export const problems = {
   endpoint_not_found: { status: 404, title: "Endpoint not found" },
   port_not_found: { status: 404, title: "Published port not found" },
   sandbox_not_found: { status: 404, title: "Sandbox not found" },
+  method_not_allowed: { status: 405, title: "Method not allowed" },
   name_taken: { status: 409, title: "Name taken" },
   port_in_use: { status: 409, title: "Host port in use" },
   address_in_use: { status: 409, title: "Address in use" },
@@ -31,6 +32,8 @@ export const problems = {
   immutable_field: { status: 409, title: "Immutable field" },
   events_expired: { status: 410, title: "Events expired" },
   body_too_large: { status: 413, title: "Body too large" },
+  unsupported_media_type: { status: 415, title: "Unsupported media type" },
+  precondition_failed: { status: 412, title: "Precondition failed" },
   not_ready: { status: 503, title: "Not ready" },
   fast_path_unavailable: { status: 503, title: "Fast path unavailable" },
   internal: { status: 500, title: "Internal error" },

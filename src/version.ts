@@ -5,6 +5,6 @@ export const version: string = packageJson.version;
 
 /** `deno 2.9.5` or `node 24.21.0`. */
 export const runtime: string =
-  process.versions["deno"] === undefined
+  process.versions.deno === undefined
     ? `node ${process.versions.node}`
-    : `deno ${process.versions["deno"]}`;
+    : `deno ${process.versions.deno}`;

@@ -1,8 +1,15 @@
 /** Opens and closes everything the daemon listens on: the unix socket, TCP, and the metrics. */
+import { readFileSync, rmSync } from "node:fs";
+import { isIP } from "node:net";
 import type { Logger } from "../log.ts";
+import { createMetrics } from "../metrics/metrics.ts";
 import type { MetricsSource } from "../metrics/source.ts";
 import type { Service } from "../network/service.ts";
-import type { ListenOptions } from "../runtime/daemon-options.ts";
+import type { HostPort, ListenOptions } from "../runtime/daemon-options.ts";
+import { type RunningServer, serveTcp, serveUnix } from "../runtime/serve.ts";
+import { groupId, openToGroup, removeStaleSocket } from "../runtime/socket-file.ts";
+import { type AppOptions, createApp, createMetricsApp } from "./app.ts";
+import { readTokens } from "./tokens.ts";
 
 export interface Listeners {
   /** `unix:///run/natbridge/natbridge.sock`, `http://127.0.0.1:9652/metrics` … */
@@ -11,15 +18,105 @@ export interface Listeners {
   stop(): Promise<void>;
 }
 
+/** Requests that run when the daemon is asked to stop get this long. */
+const graceSeconds = 3;
+
+/** `localhost`, 127.0.0.0/8 and ::1. */
+export function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
+}
+
+const urlHost = (host: string): string => (isIP(host) === 6 ? `[${host}]` : host);
+
+async function listenUnix(
+  service: Service,
+  options: ListenOptions,
+  app: Omit<AppOptions, "access">,
+): Promise<RunningServer> {
+  const { socketPath, socketGroup } = options;
+  const gid = socketGroup === null ? null : groupId(socketGroup);
+  await removeStaleSocket(socketPath);
+  const server = await serveUnix(
+    createApp(service, { ...app, access: null }).fetch,
+    socketPath,
+    0o600,
+  );
+  if (gid !== null) openToGroup(socketPath, gid);
+  return server;
+}
+
+/** @throws Error naming the flag that is missing for this address. */
+function requireSafe(listen: HostPort, { tokensFile, tls }: ListenOptions): string {
+  if (tokensFile === null) {
+    throw new Error("--listen needs --tokens FILE: make a token with natbridge token create");
+  }
+  if (tls === null && !isLoopback(listen.host)) {
+    throw new Error(
+      `--listen ${urlHost(listen.host)}:${listen.port} needs --tls-cert and --tls-key: only a loopback address goes without`,
+    );
+  }
+  return tokensFile;
+}
+
+async function listenTcp(
+  service: Service,
+  listen: HostPort,
+  options: ListenOptions,
+  app: Omit<AppOptions, "access">,
+): Promise<RunningServer> {
+  const tokens = readTokens(requireSafe(listen, options));
+  const tls =
+    options.tls === null
+      ? null
+      : {
+          cert: readFileSync(options.tls.certFile, "utf8"),
+          key: readFileSync(options.tls.keyFile, "utf8"),
+        };
+  const api = createApp(service, { ...app, access: { tokens, host: listen.host } });
+  return serveTcp(api.fetch, listen.host, listen.port, tls);
+}
+
 /**
  * Listens as `options` say; all or nothing.
  *
  * @throws Error naming the flag that is wrong or the address that is taken.
  */
 export async function startListeners(
-  _service: Service & MetricsSource,
-  _options: ListenOptions,
-  _log: Logger,
+  service: Service & MetricsSource,
+  options: ListenOptions,
+  log: Logger,
 ): Promise<Listeners> {
-  throw new Error("not written yet");
+  const ending = new AbortController();
+  const metrics = createMetrics(service);
+  const app = { metrics, log, shutdown: ending.signal };
+  const servers: RunningServer[] = [];
+  const addresses: string[] = [];
+  const stop = async (): Promise<void> => {
+    ending.abort();
+    const results = await Promise.allSettled(servers.map((server) => server.stop(graceSeconds)));
+    for (const result of results) {
+      if (result.status === "rejected") log.warn({ err: result.reason }, "a listener did not stop");
+    }
+    if (servers.length > 0) rmSync(options.socketPath, { force: true });
+  };
+  try {
+    servers.push(await listenUnix(service, options, app));
+    addresses.push(`unix://${options.socketPath}`);
+    if (options.listen !== null) {
+      const server = await listenTcp(service, options.listen, options, app);
+      servers.push(server);
+      const scheme = options.tls === null ? "http" : "https";
+      addresses.push(`${scheme}://${urlHost(options.listen.host)}:${server.port}`);
+    }
+    if (options.metricsListen !== null) {
+      const { host, port } = options.metricsListen;
+      const server = await serveTcp(createMetricsApp(service, app).fetch, host, port, null);
+      servers.push(server);
+      addresses.push(`http://${urlHost(host)}:${server.port}/metrics`);
+    }
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+  return { addresses, stop };
 }
