@@ -92,6 +92,13 @@ export interface SandboxInfo {
   interfaces: SandboxInterface[];
 }
 
+export interface ResolvedPid {
+  /** `/proc/<pid>/ns/net`. */
+  path: string;
+  /** The namespace's identity, as in `SandboxInfo`. */
+  key: string;
+}
+
 export interface SandboxInterface {
   name: string;
   ifindex: number;
@@ -338,6 +345,12 @@ export interface Datapath {
   ): Promise<void>;
   /** @throws `not_found` if the path is gone, `invalid` if it is no network namespace. */
   inspectSandbox(path: string): Promise<SandboxInfo>;
+  /**
+   * The network namespace of a process, held by a pidfd while it is looked up. The path is good as
+   * long as the process lives.
+   * @throws `not_found` if there is no such process, `invalid` if `pid` is no process number.
+   */
+  resolvePid(pid: number): Promise<ResolvedPid>;
   watchHost(listener: (event: HostEvent) => void): void;
   stopWatching(): void;
 

@@ -181,11 +181,7 @@ pub struct SandboxInfo {
 
 impl From<host::SandboxInfo> for SandboxInfo {
     fn from(sandbox: host::SandboxInfo) -> Self {
-        Self {
-            key: sandbox.key,
-            is_host: sandbox.is_host,
-            interfaces: convert(sandbox.interfaces),
-        }
+        Self { key: sandbox.key, is_host: sandbox.is_host, interfaces: convert(sandbox.interfaces) }
     }
 }
 
@@ -413,11 +409,8 @@ pub async fn resolve_pid(pid: u32) -> napi::Result<ResolvedPid> {
 /// ended all its leases before the listener hears of a change. Does not keep the process alive.
 #[napi(catch_unwind, ts_args_type = "listener: (event: HostEvent) => void")]
 pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
-    let listener = listener
-        .build_threadsafe_function()
-        .weak::<true>()
-        .callee_handled::<false>()
-        .build()?;
+    let listener =
+        listener.build_threadsafe_function().weak::<true>().callee_handled::<false>().build()?;
     let watch = Watch::start(bump_generation_if_loaded, move |events| {
         for event in events {
             listener.call(event.into(), ThreadsafeFunctionCallMode::NonBlocking);

@@ -217,7 +217,7 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let parsed = mac.iter_mut().all(|byte| {
         parts
             .next()
-            .filter(|part| part.len() == 2)
+            .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))
             .is_some_and(|part| u8::from_str_radix(part, 16).map(|value| *byte = value).is_ok())
     });
     if !parsed || parts.next().is_some() || mac[0] & 1 != 0 || mac == [0; 6] {
