@@ -1,0 +1,74 @@
+/**
+ * What the daemon asks of the holder: the process that owns the reserved sockets and forwards what
+ * no rule and no hook can serve. `client.ts` speaks to the real one.
+ */
+import type { Protocol } from "../datapath/types.ts";
+
+/** A reserved host port and where the forwarder sends what reaches it. Families may differ. */
+export interface HolderBinding {
+  /** `tcp/0.0.0.0/8080`: protocol, host address, host port. Unique. */
+  key: string;
+  protocol: Protocol;
+  /** `0.0.0.0` binds IPv4 only, `::` IPv6 only. */
+  hostAddress: string;
+  hostPort: number;
+  targetAddress: string;
+  targetPort: number;
+}
+
+export interface HolderBindingState extends HolderBinding {
+  /** TCP connections or UDP sessions forwarded since the binding was made. */
+  connections: number;
+  /** Of them: open now. */
+  active: number;
+  /** Forwarded in both directions. */
+  bytes: number;
+  lastError: string | null;
+}
+
+/** Done whole or not at all. A binding that is retargeted keeps its open connections. */
+export interface HolderUpdate {
+  add: HolderBinding[];
+  /** Keys; one that is not there is no error. */
+  remove: string[];
+  retarget: { key: string; targetAddress: string; targetPort: number }[];
+}
+
+export type HolderErrorKind =
+  | "address_in_use"
+  | "address_not_available"
+  | "unsupported"
+  | "denied"
+  /** The holder does not answer. */
+  | "unavailable"
+  | "other";
+
+export class HolderError extends Error {
+  readonly kind: HolderErrorKind;
+  /** The binding that failed, where one did. */
+  readonly key: string | null;
+
+  constructor(kind: HolderErrorKind, message: string, key: string | null = null) {
+    super(message);
+    this.name = "HolderError";
+    this.kind = kind;
+    this.key = key;
+  }
+}
+
+export interface Holder {
+  /** @throws HolderError */
+  list(): Promise<HolderBindingState[]>;
+  /** @throws HolderError; nothing has changed then. */
+  update(update: HolderUpdate): Promise<void>;
+  /** Lets go of the connection; the holder lives on. */
+  close(): void;
+  /** Ends the holder: every reserved port is given up. */
+  shutdown(): Promise<void>;
+}
+
+/** A process of the host that holds a port. */
+export interface PortOwner {
+  pid: number;
+  name: string;
+}
