@@ -1,0 +1,62 @@
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { findMeters } from "../../src/firewall/meters.ts";
+import { listed, saved } from "./firewall-fixtures.ts";
+
+const test = suite("firewall: meters");
+
+for (const name of [
+  "docker-28",
+  "ufw",
+  "firewalld",
+  "libvirt",
+  "loopback-accept",
+  "loopback-sets",
+]) {
+  test(`${name} has none`, () => {
+    assert.equal(findMeters(listed(name)), []);
+  });
+}
+
+test("each kind is found once, where it works", () => {
+  const found = findMeters(listed("meters")).map(
+    ({ where, rule, reason }) => `${where} | ${rule} | ${reason}`,
+  );
+  assert.equal(found, [
+    "host | ip filter FORWARD: limit rate 100/second counter accept | it limits a rate",
+    "eth0 | ip filter FORWARD: iifname eth0 -m hashlimit counter accept | it limits a rate",
+    "host | ip filter FORWARD: -m statistic counter drop | it chooses among packets",
+    "host | ip filter FORWARD: -m connbytes counter drop | it asks how much a connection has carried",
+    "host | ip filter FORWARD: -m quota counter accept | it counts down a quota",
+    "host | ip raw PREROUTING: udp dport 53 counter -j CT | it changes how connections are tracked",
+    "veth1 | inet m f: iifname veth1 limit rate over 10 mbytes/second drop | it limits a rate",
+    "host | inet m f: quota over 1000 mbytes drop | it counts down a quota",
+    'host | inet m f: counter name "c1" | it accounts packets by a named counter',
+    'host | inet m f: quota name "q1" drop | it counts down a quota',
+    "host | inet m f: numgen random mod 10 0 drop | it chooses among packets",
+    "host | inet m f: ct bytes > 100000 drop | it asks how much a connection has carried",
+    `host | inet m f: ${update} drop | it keeps a meter per key`,
+    "eth7 | inet m viajump: oifname eth7 meta length > 1000 drop | it decides by each packet's length",
+    "host | inet m pre: ip saddr 10.0.0.1 notrack | it keeps packets from being tracked",
+    "host | inet m pre: ct zone set 3 | it changes how connections are tracked",
+  ]);
+});
+
+const update = "update @tracked { ip saddr limit rate over 10/second }";
+
+test("legacy rules are quoted as they were saved, for both families", () => {
+  const hashlimit =
+    "filter FORWARD: -A FORWARD -i eth0 -m hashlimit --hashlimit-upto 100/sec --hashlimit-burst 5 --hashlimit-name x -j ACCEPT";
+  assert.equal(findMeters(saved("legacy")), [
+    { where: "eth0", rule: `iptables-legacy ${hashlimit}`, reason: "it limits a rate" },
+    { where: "eth0", rule: `ip6tables-legacy ${hashlimit}`, reason: "it limits a rate" },
+  ]);
+});
+
+test("an empty ruleset has none, a torn listing is refused", () => {
+  assert.equal(findMeters({ nft: '{"nftables":[]}', legacy: "" }), []);
+  assert.throws(() => findMeters({ nft: "{", legacy: "" }));
+  assert.throws(() => findMeters({ nft: '{"nftables":[{"chain":{"name":1}}]}', legacy: "" }));
+});
+
+test.run();
