@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import type * as Native from "../../crates/natbridge-node/index.js";
-import { DatapathError, toDatapathError } from "./error.ts";
+import { DatapathError, datapathErrorKinds } from "./error.ts";
 import type {
   BridgeSpec,
   ConntrackFilter,
@@ -48,9 +48,29 @@ function loadAddon(): typeof Native {
     throw new DatapathError(
       "unsupported",
       `the native addon ${path} can't be loaded (${reason}): run \`npm run build:addon\``,
-      { cause },
     );
   }
+}
+
+const tagged = /^\[([a-z_]+)\] (.*)$/s;
+
+/**
+ * The error for one that the addon threw. The addon writes its kind in front of the message,
+ * `[not_found] …`, because Node-API carries a message only. What has no kind is `invalid` where
+ * Node-API found an argument of the wrong type, else (a panic) `io`.
+ */
+function toDatapathError(cause: unknown): DatapathError {
+  const message = cause instanceof Error ? cause.message : String(cause);
+  const [, word, text] = tagged.exec(message) ?? [];
+  const kind = datapathErrorKinds.find((known) => known === word);
+  if (kind !== undefined && text !== undefined) return new DatapathError(kind, text);
+  return new DatapathError(isArgumentError(cause) ? "invalid" : "io", message);
+}
+
+/** Node-API's status for an argument that is missing or of the wrong type, as `code`. */
+function isArgumentError(cause: unknown): boolean {
+  if (!(cause instanceof Error) || !("code" in cause)) return false;
+  return typeof cause.code === "string" && /^(InvalidArg|\w+Expected)$/.test(cause.code);
 }
 
 /** Runs a call of the addon that answers at once. */

@@ -1,5 +1,7 @@
 //! Links, endpoints, routes, conntrack and notifications in real network namespaces; needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{Read, Write};

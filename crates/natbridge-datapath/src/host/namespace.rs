@@ -68,11 +68,14 @@ impl Namespace {
     /// is ever left in the wrong namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)
-                    .context("entering the network namespace")?;
-                work()
-            });
+            let inside = thread::Builder::new()
+                .name("natbridge-sandbox".to_owned())
+                .spawn_scoped(scope, || {
+                    setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)
+                        .context("entering the network namespace")?;
+                    work()
+                })
+                .context("starting a thread for the network namespace")?;
             inside.join().unwrap_or_else(|_| {
                 Err(Error::new(ErrorKind::Io, "the thread in the network namespace panicked"))
             })
