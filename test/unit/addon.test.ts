@@ -149,6 +149,28 @@ function addTests(datapath: Datapath) {
     assert.deepEqual(events, []);
   });
 
+  test("a change has ended every lease when it is heard", async () => {
+    const { fastPath, missing } = await datapath.kernelFeatures();
+    assert.ok(fastPath, missing.join("; "));
+    const pinDirectory = `/sys/fs/bpf/natbridge-addon-${process.pid}`;
+    const limits = { maxFlows: 1024, maxDevices: 16, maxPorts: 16 };
+    await datapath.loadFastPath({ pinDirectory, cgroupPath: "", ...limits });
+    try {
+      const before = (await datapath.fastPathCounters()).generation;
+      let heard = false;
+      datapath.watchHost(() => {
+        heard = true;
+      });
+      spawnSync("nft", ["add", "table", "inet", "another"]);
+      await until("an event", () => heard);
+      assert.ok((await datapath.fastPathCounters()).generation > before);
+    } finally {
+      datapath.stopWatching();
+      datapath.closeFastPath();
+      await datapath.unloadFastPath(pinDirectory);
+    }
+  });
+
   test("watching does not keep the process alive", () => {
     const { status, signal } = again("watch", true);
     assert.deepEqual([status, signal], [0, null]);
