@@ -9,6 +9,7 @@ import type { HostPort, ListenOptions } from "../runtime/daemon-options.ts";
 import { type RunningServer, serveTcp, serveUnix } from "../runtime/serve.ts";
 import { groupId, openToGroup, removeStaleSocket } from "../runtime/socket-file.ts";
 import { type AppOptions, createApp, createMetricsApp } from "./app.ts";
+import { isLoopback } from "./loopback.ts";
 import { readTokens } from "./tokens.ts";
 
 export interface Listeners {
@@ -20,11 +21,6 @@ export interface Listeners {
 
 /** Requests that run when the daemon is asked to stop get this long. */
 const graceSeconds = 3;
-
-/** `localhost`, 127.0.0.0/8 and ::1. */
-export function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
-}
 
 const urlHost = (host: string): string => (isIP(host) === 6 ? `[${host}]` : host);
 

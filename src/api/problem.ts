@@ -2,6 +2,7 @@
 import type { Context } from "hono";
 import { HTTPException } from "hono/http-exception";
 import type { z } from "zod";
+import { DatapathError } from "../datapath/error.ts";
 import type { Logger } from "../log.ts";
 import { type FieldError, type ProblemCode, ProblemError, problems } from "../problem.ts";
 import { type Problem, problem as problemSchema } from "./schemas.ts";
@@ -110,6 +111,10 @@ export function errorResponse(error: Error, context: Context, log: Logger): Resp
     return problemResponse(error.code, error.message, error.errors);
   }
   if (error instanceof HTTPException) return fromHttpException(error);
+  if (error instanceof DatapathError) {
+    log.error({ err: error, kind: error.kind }, "the kernel refused");
+    return problemResponse("internal", `The kernel refused: ${error.message}`);
+  }
   log.error({ err: error, method: context.req.method, path: context.req.path }, "request failed");
   return problemResponse(
     "internal",

@@ -1,0 +1,77 @@
+/** `natbridge apply -f FILE` */
+import { readFileSync } from "node:fs";
+import type { Command } from "commander";
+import { parse as parseYaml, YAMLParseError } from "yaml";
+import { type ApplyResult, applyResultSchema } from "../network/model.ts";
+import { clientOf, examples, wantsJson } from "./command.ts";
+import { UsageError } from "./errors.ts";
+import { printJson, printLine } from "./output.ts";
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path === "-" ? 0 : path, "utf8");
+  } catch (error) {
+    throw new UsageError(
+      `--file ${path}: ${error instanceof Error ? error.message : String(error)}`,
+    );
+  }
+}
+
+/** JSON is YAML, but JSON.parse says better where it is broken. */
+export function parseDocument(text: string, path: string): unknown {
+  try {
+    return text.trimStart().startsWith("{")
+      ? JSON.parse(text)
+      : parseYaml(text, { maxAliasCount: 100 });
+  } catch (error) {
+    if (
+      error instanceof SyntaxError ||
+      error instanceof YAMLParseError ||
+      error instanceof ReferenceError
+    ) {
+      throw new UsageError(`--file ${path} is neither JSON nor YAML: ${error.message}`);
+    }
+    throw error;
+  }
+}
+
+const verbs = ["created", "updated", "deleted", "unchanged"] as const;
+const kinds = ["networks", "endpoints", "ports"] as const;
+
+function print(result: ApplyResult): void {
+  for (const verb of verbs) {
+    for (const kind of kinds) {
+      for (const name of result[verb][kind]) {
+        if (verb !== "unchanged") printLine(`${kind.slice(0, -1)} ${name} ${verb}`);
+      }
+    }
+  }
+  const count = (verb: (typeof verbs)[number]) =>
+    kinds.reduce((sum, kind) => sum + result[verb][kind].length, 0);
+  const summary = verbs.map((verb) => `${count(verb)} ${verb}`).join(", ");
+  printLine(result.dryRun ? `dry run, nothing was changed: ${summary}` : summary);
+}
+
+/** Adds `apply`. */
+export function register(program: Command): void {
+  program
+    .command("apply")
+    .description("Make networks, endpoints and ports as a file says; all or nothing")
+    .requiredOption("-f, --file <file>", "JSON or YAML; - reads standard input")
+    .option("--dry-run", "say what would change, and change nothing")
+    .addHelpText("after", examples("apply -f web.yaml --dry-run", "apply -f - < web.json"))
+    .action(async (flags: { file: string; dryRun?: boolean }, command: Command) => {
+      const body = parseDocument(readText(flags.file), flags.file);
+      const query = flags.dryRun ? { dryRun: "true" } : {};
+      const client = clientOf(command);
+      const result = await client.write(
+        applyResultSchema,
+        "POST",
+        "/v1/apply",
+        body ?? null,
+        query,
+      );
+      if (wantsJson(command)) printJson(result);
+      else print(result);
+    });
+}
