@@ -45,15 +45,6 @@ impl Namespaces {
         })
     }
 
-    /// Starts a thread inside that outlives the call.
-    pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) {
-        let path = format!("/run/netns/{}", self.full(name));
-        thread::spawn(move || {
-            setns(File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
-            work();
-        });
-    }
-
     /// Runs shell commands inside; each must succeed. Answers their standard output.
     pub fn run(&self, name: &str, commands: &str) -> String {
         shell(&format!("nsenter --net=/run/netns/{} sh -ec '{commands}'", self.full(name)))

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 
+use nix::net::if_::if_nametoindex;
+
 use super::namespaces::Namespaces;
 use super::probe::{Answer, Transport, ask};
 
@@ -51,9 +53,12 @@ pub fn failures(namespaces: &Namespaces, setting: Setting) -> Vec<String> {
 }
 
 fn run(namespaces: &Namespaces, scenario: &Scenario) -> Answer {
-    let target: SocketAddr = scenario.target.parse().unwrap();
     let source = scenario.source.map(|source| source.parse::<IpAddr>().unwrap());
-    namespaces.inside(scenario.from, || ask(scenario.transport, source, target))
+    namespaces.inside(scenario.from, || {
+        let scope = if_nametoindex("eth0").unwrap_or_default();
+        let target = scenario.target.replace("%eth0", &format!("%{scope}"));
+        ask(scenario.transport, source, target.parse::<SocketAddr>().unwrap())
+    })
 }
 
 fn describe(scenario: &Scenario, answer: &str) -> String {
@@ -217,6 +222,9 @@ fn scenarios(v4: bool, setting: Setting) -> Vec<Scenario> {
     add("client", None, both, at.host, 8086, NOTHING);
     add("a1", None, both, at.host, 8086, NOTHING);
     add("i2", None, both, at.i_gateway, 8086, &sees("i1", at.i_gateway));
+    if !v4 {
+        add("i1", None, &[Tcp], "fe80::1%eth0", 8099, &sees("host", "fe80::10"));
+    }
     // Forwarding that is not ours: the host's own rules decide, unless it is strict; a forged mark is
     // no way round them.
     let far = if setting.strict_forwarding { NOTHING.into() } else { sees("far", at.client) };

@@ -48,6 +48,8 @@ pub fn build(label: &str) -> Namespaces {
     ] {
         network(&namespaces, bridge, third, group, members);
     }
+    namespaces.run("host", "ip address add fe80::1/64 dev fw-i nodad");
+    namespaces.run("i1", "ip address add fe80::10/64 dev eth0 nodad");
     foreign_rules(&namespaces);
     for name in NAMES {
         serve(&namespaces, name, 80);
@@ -103,7 +105,7 @@ fn endpoint(n: &Namespaces, name: &str, v4: &str, v6: &str, gateway4: &str, gate
     n.run(
         name,
         &format!(
-            "ip link set eth0 up; ip address add {v4} dev eth0; ip address add {v6} dev eth0 nodad; \
+            "ip link set eth0 addrgenmode none; ip link set eth0 up; ip address add {v4} dev eth0; ip address add {v6} dev eth0 nodad; \
              ip route add default via {gateway4}.1; ip -6 route add default via {gateway6}:1"
         ),
     );
