@@ -144,10 +144,13 @@ export interface FirewallPort {
   /** Host address; `0.0.0.0` or `::` for every address of that family. */
   hostAddress: string;
   hostPort: number;
-  /** Same family as `hostAddress`. */
+  /**
+   * Same family as `hostAddress`. Empty where only the forwarder can serve the port (a v6 host
+   * address of a v4 endpoint): then the table does no more than keep out clients not in `from`.
+   */
   targetAddress: string;
   targetPort: number;
-  /** Client subnets that may connect; empty: all. The host itself always may. */
+  /** Client subnets of either family that may connect; empty: all. The host itself always may. */
   from: string[];
 }
 

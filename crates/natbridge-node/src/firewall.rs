@@ -135,7 +135,10 @@ fn port(field: &str, port: FirewallPort) -> Result<datapath::FirewallPort> {
         protocol: Protocol::parse(&port.protocol, &format!("{field}.protocol"))?,
         host_address: address(&port.host_address, &format!("{field}.hostAddress"))?,
         host_port: number(port.host_port, &format!("{field}.hostPort"))?,
-        target_address: address(&port.target_address, &format!("{field}.targetAddress"))?,
+        target_address: match port.target_address.as_str() {
+            "" => None,
+            text => Some(address(text, &format!("{field}.targetAddress"))?),
+        },
         target_port: number(port.target_port, &format!("{field}.targetPort"))?,
         from: collect(&format!("{field}.from"), port.from, |field, from| {
             Prefix::parse(&from, field)

@@ -144,8 +144,10 @@ impl Elements {
         } else {
             format!("{} . {}", port.host_address, port.host_port)
         };
-        let target = format!("{} . {}", port.target_address, port.target_port);
-        self.insert(&format!("{protocol}_{kind}{family}"), socket.clone(), target);
+        if let Some(target) = port.target_address {
+            let target = format!("{target} . {}", port.target_port);
+            self.insert(&format!("{protocol}_{kind}{family}"), socket.clone(), target);
+        }
         let key = format!("{protocol} . {socket}");
         let beside = (port.protocol, port.host_address.is_ipv4(), port.host_port);
         if !wildcard && wildcards.contains(&beside) {
@@ -154,7 +156,9 @@ impl Elements {
         if port.from.is_empty() {
             return;
         }
-        for from in Prefix::without_nested(port.from.clone()) {
+        let ipv4 = port.host_address.is_ipv4();
+        let clients = port.from.iter().copied().filter(|from| from.address().is_ipv4() == ipv4);
+        for from in Prefix::without_nested(clients.collect()) {
             self.insert(
                 &format!("allowed_{kind}{family}"),
                 format!("{key} . {from}"),
@@ -245,4 +249,26 @@ fn prefix(value: &Value) -> Option<String> {
 
 fn parse_address(text: &str) -> Option<IpAddr> {
     text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A v6 client of a v4 container goes through the forwarder; its port's client list still holds.
+    #[test]
+    fn restricts_a_port_that_only_the_forwarder_serves() {
+        let port = FirewallPort {
+            protocol: Protocol::Tcp,
+            host_address: "::".parse().unwrap(),
+            host_port: 8080,
+            target_address: None,
+            target_port: 80,
+            from: vec![Prefix::parse("10.0.0.0/8", "from").unwrap()],
+        };
+        let spec = FirewallSpec { ports: vec![port], ..FirewallSpec::default() };
+        spec.check().unwrap();
+        let script = Elements::wanted(&spec).commands("add", "inet natbridge");
+        assert_eq!(script, "add element inet natbridge restricted_wildcard6 { tcp . 8080 }\n");
+    }
 }

@@ -39,9 +39,10 @@ pub struct FirewallPort {
     /// The unspecified address stands for every address of its family.
     pub host_address: IpAddr,
     pub host_port: u16,
-    pub target_address: IpAddr,
+    /// None where the forwarder serves the port: then the table only keeps other clients out.
+    pub target_address: Option<IpAddr>,
     pub target_port: u16,
-    /// Client subnets that may connect; empty: all.
+    /// Client subnets that may connect; empty: all. Those of the other family match nobody here.
     pub from: Vec<Prefix>,
 }
 
@@ -120,16 +121,11 @@ impl FirewallSpec {
                     "{field}: port 0 cannot be published; use 1 to 65535"
                 )));
             }
-            let family = port.host_address.is_ipv4();
-            if port.target_address.is_ipv4() != family {
+            if let Some(target) = port.target_address
+                && target.is_ipv4() != port.host_address.is_ipv4()
+            {
                 return Err(invalid(format!(
-                    "{field}.targetAddress: {} is not of the family of {}",
-                    port.target_address, port.host_address
-                )));
-            }
-            if let Some(other) = port.from.iter().find(|from| from.address().is_ipv4() != family) {
-                return Err(invalid(format!(
-                    "{field}.from: {other} is not of the family of {}",
+                    "{field}.targetAddress: {target} is not of the family of {}",
                     port.host_address
                 )));
             }
@@ -203,12 +199,12 @@ mod tests {
             protocol: Protocol::Tcp,
             host_address: "0.0.0.0".parse().unwrap(),
             host_port: 80,
-            target_address: "10.0.0.2".parse().unwrap(),
+            target_address: Some("10.0.0.2".parse().unwrap()),
             target_port: 80,
             from: vec![],
         };
         assert!(refusal(vec![], vec![port.clone(), port.clone()]).contains("ports[0]"));
-        let mixed = FirewallPort { target_address: "::1".parse().unwrap(), ..port.clone() };
+        let mixed = FirewallPort { target_address: Some("::1".parse().unwrap()), ..port.clone() };
         assert!(refusal(vec![], vec![mixed]).starts_with("ports[0].targetAddress"));
         let zero = FirewallPort { target_port: 0, ..port };
         assert!(refusal(vec![], vec![zero]).contains("port 0"));

@@ -92,7 +92,7 @@ fn ten_thousand_ports() {
         protocol: Protocol::Tcp,
         host_address: "0.0.0.0".parse().unwrap(),
         host_port: number,
-        target_address: "172.32.0.10".parse().unwrap(),
+        target_address: Some("172.32.0.10".parse().unwrap()),
         target_port: 80,
         from: vec![],
     };

@@ -178,7 +178,7 @@ fn ports() -> Vec<FirewallPort> {
                     protocol,
                     host_address: address(host),
                     host_port: number,
-                    target_address: address(target),
+                    target_address: Some(address(target)),
                     target_port,
                     from: from.map(prefix).into_iter().collect(),
                 });
