@@ -1,7 +1,7 @@
 /** The one table of error codes, and the error that carries one. RFC 9457 gives the wire form. */
 
 interface ProblemKind {
-  status: 400 | 401 | 403 | 404 | 405 | 409 | 410 | 412 | 413 | 415 | 500 | 503;
+  status: 400 | 401 | 403 | 404 | 405 | 409 | 410 | 413 | 415 | 500 | 503;
   title: string;
 }
 
@@ -33,7 +33,6 @@ export const problems = {
   events_expired: { status: 410, title: "Events expired" },
   body_too_large: { status: 413, title: "Body too large" },
   unsupported_media_type: { status: 415, title: "Unsupported media type" },
-  precondition_failed: { status: 412, title: "Precondition failed" },
   not_ready: { status: 503, title: "Not ready" },
   fast_path_unavailable: { status: 503, title: "Fast path unavailable" },
   internal: { status: 500, title: "Internal error" },

@@ -63,7 +63,7 @@ const inspect = createRoute({
 
 const put = createRoute({
   method: "put",
-  path: "/v1/endpoints/{name}",
+  path: "/v1/endpoints/{ref}",
   tags,
   summary: "Create an endpoint if it is absent, or change what may change",
   request: {
@@ -136,7 +136,7 @@ export function endpointRoutes(api: Api, service: Service): void {
     context.json(service.endpoints.get(context.req.valid("param").ref), 200),
   );
   api.openapi(put, async (context) => {
-    const input = requireSameName(context.req.valid("param").name, context.req.valid("json"));
+    const input = requireSameName(context.req.valid("param").ref, context.req.valid("json"));
     requireOneSandbox(input);
     const { object, created: made } = await service.endpoints.put(input);
     return made

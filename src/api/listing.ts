@@ -14,6 +14,8 @@ export const listQuery = z.strictObject({
     .optional()
     .openapi({
       type: "integer",
+      minimum: 1,
+      maximum: maxLimit,
       description: `Most items in one answer, ${defaultLimit} unless given`,
     }),
   cursor: z

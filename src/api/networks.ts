@@ -57,7 +57,7 @@ const inspect = createRoute({
 
 const put = createRoute({
   method: "put",
-  path: "/v1/networks/{name}",
+  path: "/v1/networks/{ref}",
   tags,
   summary: "Create a network if it is absent, or change what may change",
   request: {
@@ -122,7 +122,7 @@ export function networkRoutes(api: Api, service: Service): void {
     context.json(service.networks.get(context.req.valid("param").ref), 200),
   );
   api.openapi(put, async (context) => {
-    const input = requireSameName(context.req.valid("param").name, context.req.valid("json"));
+    const input = requireSameName(context.req.valid("param").ref, context.req.valid("json"));
     const { object, created: made } = await service.networks.put(input);
     return made
       ? context.json(object, 201, created("/v1/networks", object.id))

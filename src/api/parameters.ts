@@ -3,9 +3,14 @@ import { z } from "@hono/zod-openapi";
 import { nameSchema } from "../network/model.ts";
 import { ProblemError } from "../problem.ts";
 
-/** The `{name}` of a PUT. */
+/**
+ * What a PUT names. The path's parameter is called `ref` as in the other calls, since OpenAPI knows
+ * one name per path, but here it is the object's whole name.
+ */
 export const nameParams = z.object({
-  name: nameSchema.clone().openapi({ param: { name: "name", in: "path" } }),
+  ref: nameSchema
+    .clone()
+    .openapi({ param: { name: "ref", in: "path" }, description: "The whole name" }),
 });
 
 export const forceQuery = z.strictObject({

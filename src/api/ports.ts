@@ -62,7 +62,7 @@ const inspect = createRoute({
 
 const put = createRoute({
   method: "put",
-  path: "/v1/ports/{name}",
+  path: "/v1/ports/{ref}",
   tags,
   summary: "Publish a port if it is absent, or change what may change",
   request: {
@@ -141,7 +141,7 @@ export function portRoutes(api: Api, service: Service): void {
     context.json(await service.ports.get(context.req.valid("param").ref), 200),
   );
   api.openapi(put, async (context) => {
-    const input = requireSameName(context.req.valid("param").name, context.req.valid("json"));
+    const input = requireSameName(context.req.valid("param").ref, context.req.valid("json"));
     const { object, created: made } = await service.ports.put(input);
     return made
       ? context.json(object, 201, created("/v1/ports", object.id))

@@ -26,31 +26,33 @@ type Labels = Record<string, string>;
 /** Everything that `update` sets anew from a snapshot: a series not set in it vanishes. */
 class Sampled {
   readonly #registry: Registry;
-  readonly #metrics = new Map<string, Counter | Gauge>();
+  readonly #metrics = new Map<string, { metric: Counter | Gauge; labelled: boolean }>();
 
   constructor(registry: Registry) {
     this.#registry = registry;
   }
 
   counter(name: string, help: string, labelNames: string[] = []): void {
-    this.#metrics.set(name, new Counter({ name, help, labelNames, registers: [this.#registry] }));
+    const metric = new Counter({ name, help, labelNames, registers: [this.#registry] });
+    this.#metrics.set(name, { metric, labelled: labelNames.length > 0 });
   }
 
   gauge(name: string, help: string, labelNames: string[] = []): void {
-    this.#metrics.set(name, new Gauge({ name, help, labelNames, registers: [this.#registry] }));
+    const metric = new Gauge({ name, help, labelNames, registers: [this.#registry] });
+    this.#metrics.set(name, { metric, labelled: labelNames.length > 0 });
   }
 
-  /** Forgets all series; those without labels would come back as 0, so they are removed too. */
+  /** Forgets all series; one without labels would come back as 0, so it is removed too. */
   clear(): void {
-    for (const metric of this.#metrics.values()) {
+    for (const { metric, labelled } of this.#metrics.values()) {
       metric.reset();
-      metric.remove();
+      if (!labelled) metric.remove();
     }
   }
 
   /** Adds to a series, so that two samples of one label set sum up. */
   add(name: string, value: number, labels: Labels = {}): void {
-    this.#metrics.get(name)?.inc(labels, value);
+    this.#metrics.get(name)?.metric.inc(labels, value);
   }
 }
 
