@@ -1,0 +1,3 @@
+import { runScenarios } from "./suite.ts";
+
+runScenarios({ fastPath: false, bridgeNfCall: 0 });
