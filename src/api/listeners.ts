@@ -24,6 +24,16 @@ const graceSeconds = 3;
 
 const urlHost = (host: string): string => (isIP(host) === 6 ? `[${host}]` : host);
 
+/** Adds the flag's name to the system's error, such as EADDRINUSE. */
+async function serveFor(flag: string, at: HostPort, serve: () => Promise<RunningServer>) {
+  try {
+    return await serve();
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new Error(`${flag} ${urlHost(at.host)}:${at.port}: ${reason}`, { cause: error });
+  }
+}
+
 async function listenUnix(
   service: Service,
   options: ListenOptions,
@@ -69,7 +79,7 @@ async function listenTcp(
           key: readFileSync(options.tls.keyFile, "utf8"),
         };
   const api = createApp(service, { ...app, access: { tokens, host: listen.host } });
-  return serveTcp(api.fetch, listen.host, listen.port, tls);
+  return serveFor("--listen", listen, () => serveTcp(api.fetch, listen.host, listen.port, tls));
 }
 
 /**
@@ -87,13 +97,18 @@ export async function startListeners(
   const app = { metrics, log, shutdown: ending.signal };
   const servers: RunningServer[] = [];
   const addresses: string[] = [];
-  const stop = async (): Promise<void> => {
+  const close = async (): Promise<void> => {
     ending.abort();
     const results = await Promise.allSettled(servers.map((server) => server.stop(graceSeconds)));
     for (const result of results) {
       if (result.status === "rejected") log.warn({ err: result.reason }, "a listener did not stop");
     }
     if (servers.length > 0) rmSync(options.socketPath, { force: true });
+  };
+  let closing: Promise<void> | null = null;
+  const stop = (): Promise<void> => {
+    closing ??= close();
+    return closing;
   };
   try {
     servers.push(await listenUnix(service, options, app));
@@ -106,7 +121,10 @@ export async function startListeners(
     }
     if (options.metricsListen !== null) {
       const { host, port } = options.metricsListen;
-      const server = await serveTcp(createMetricsApp(service, app).fetch, host, port, null);
+      const api = createMetricsApp(service, app);
+      const server = await serveFor("--metrics-listen", options.metricsListen, () =>
+        serveTcp(api.fetch, host, port, null),
+      );
       servers.push(server);
       addresses.push(`http://${urlHost(host)}:${server.port}/metrics`);
     }

@@ -37,9 +37,10 @@ function denoServer(server: Deno.HttpServer<Deno.Addr>, abort: AbortController):
     async stop(graceSeconds) {
       const grace = delay(graceSeconds);
       // An idle kept-alive connection keeps shutdown() waiting, so it races with a timer.
-      await Promise.race([server.shutdown(), grace.done]);
+      const closed = server.shutdown().then(() => true);
+      const inTime = await Promise.race([closed, grace.done.then(() => false)]);
       grace.cancel();
-      abort.abort();
+      if (!inTime) abort.abort();
     },
   };
 }

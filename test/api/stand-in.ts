@@ -405,15 +405,13 @@ export class StandIn implements Service, MetricsSource {
   }
 
   rules() {
-    return this.networks
-      .list()
-      .map(({ id, name }) => ({
-        kind: "network" as const,
-        id,
-        name,
-        nftables: ["add element …"],
-        iptables: ["-A …"],
-      }));
+    return this.networks.list().map(({ id, name }) => ({
+      kind: "network" as const,
+      id,
+      name,
+      nftables: ["add element …"],
+      iptables: ["-A …"],
+    }));
   }
 
   ready() {
