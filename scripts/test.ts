@@ -63,11 +63,25 @@ function uvuJob(file: string, runtime: "deno" | "node", seconds: number): Job {
 function allJobs(): Job[] {
   const both = ["unit", "api", "cli"].flatMap((part) => filesBelow(`test/${part}`));
   return [
-    { name: "check", command: "npm", args: ["run", "--silent", "check"], seconds: 600, count: countExit },
+    {
+      name: "check",
+      command: "npm",
+      args: ["run", "--silent", "check"],
+      seconds: 600,
+      count: countExit,
+    },
     {
       name: "cargo test",
       command: "cargo",
-      args: ["test", "--release", "--workspace", "--locked", "--no-fail-fast", "--", "--test-threads=2"],
+      args: [
+        "test",
+        "--release",
+        "--workspace",
+        "--locked",
+        "--no-fail-fast",
+        "--",
+        "--test-threads=2",
+      ],
       seconds: 1200,
       count: countCargo,
     },
@@ -105,8 +119,17 @@ function run(job: Job): Promise<Counts> {
       else if (counts.failed === 0 && exitCode !== 0) counts = { ...counts, failed: 1 };
       const seconds = ((performance.now() - started) / 1000).toFixed(1);
       const mark = counts.failed > 0 ? "FAILED" : "ok";
-      console.log(`${mark.padEnd(6)} ${job.name}: ${counts.passed} passed, ${counts.failed} failed (${seconds} s)${note}`);
-      if (counts.failed > 0) console.log(text.split("\n").slice(-150).map((line) => `    ${line}`).join("\n"));
+      console.log(
+        `${mark.padEnd(6)} ${job.name}: ${counts.passed} passed, ${counts.failed} failed (${seconds} s)${note}`,
+      );
+      if (counts.failed > 0)
+        console.log(
+          text
+            .split("\n")
+            .slice(-150)
+            .map((line) => `    ${line}`)
+            .join("\n"),
+        );
       resolve(counts);
     };
     child.on("error", (cause) => done(null, ` ${cause.message}`));
@@ -124,6 +147,7 @@ for (const job of jobs) {
   total.passed += counts.passed;
   total.failed += counts.failed;
 }
-if (jobs.length === 0) console.log(`No test matches ${filters.join(" ")} below ${relative(".", root) || "."}`);
+if (jobs.length === 0)
+  console.log(`No test matches ${filters.join(" ")} below ${relative(".", root) || "."}`);
 console.log(`${total.passed} passed, ${total.failed} failed`);
 process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0;
