@@ -1,7 +1,6 @@
 /** The HTTP API as a hono app: guards first, then one file of routes per resource. */
 import { OpenAPIHono } from "@hono/zod-openapi";
 import type { MiddlewareHandler } from "hono";
-import { bodyLimit } from "hono/body-limit";
 import { routePath } from "hono/route";
 import type { Logger } from "../log.ts";
 import type { Metrics } from "../metrics/metrics.ts";
@@ -9,6 +8,7 @@ import type { Service } from "../network/service.ts";
 import { ProblemError } from "../problem.ts";
 import { type Access, requireAccess } from "./access.ts";
 import { applyRoutes } from "./apply.ts";
+import { limitBody } from "./body-limit.ts";
 import { connectionRoutes } from "./connections.ts";
 import { datapathRoutes } from "./datapath.ts";
 import { docsRoutes } from "./docs.ts";
@@ -30,15 +30,6 @@ export interface AppOptions {
   /** Who may call; null where the socket's own permissions say it. */
   access: Access | null;
 }
-
-const mebibyte = 1024 * 1024;
-const tooLarge = (mebibytes: number) =>
-  bodyLimit({
-    maxSize: mebibytes * mebibyte,
-    onError: () => {
-      throw new ProblemError("body_too_large", `The body must not exceed ${mebibytes} MiB.`);
-    },
-  });
 
 const withBody = new Set(["POST", "PUT", "PATCH"]);
 
@@ -107,10 +98,7 @@ export function createApp(service: Service, options: AppOptions): Api {
   api.use(measure(options.metrics), headers);
   if (options.access !== null) api.use(requireAccess(options.access));
   api.use("/v1/*", requireReady(service), requireJson);
-  const [small, large] = [tooLarge(1), tooLarge(16)];
-  api.use("/v1/*", (context, next) =>
-    context.req.path === "/v1/apply" ? large(context, next) : small(context, next),
-  );
+  api.use("/v1/*", limitBody);
   networkRoutes(api, service);
   sandboxRoutes(api, service);
   endpointRoutes(api, service);

@@ -1,7 +1,7 @@
 /** `natbridge apply -f FILE` */
 import { readFileSync } from "node:fs";
 import type { Command } from "commander";
-import { parse as parseYaml, YAMLParseError } from "yaml";
+import { parse as parseYaml } from "yaml";
 import { type ApplyResult, applyResultSchema } from "../network/model.ts";
 import { clientOf, examples, wantsJson } from "./command.ts";
 import { UsageError } from "./errors.ts";
@@ -17,21 +17,22 @@ function readText(path: string): string {
   }
 }
 
-/** JSON is YAML, but JSON.parse says better where it is broken. */
+/** JSON is YAML too, but JSON.parse says better where it is broken. */
+function parseText(text: string): unknown {
+  if (text.trimStart().startsWith("{")) return JSON.parse(text);
+  const document: unknown = parseYaml(text, { maxAliasCount: 100 });
+  // YAML can refer to itself, JSON cannot: this throws then.
+  JSON.stringify(document);
+  return document;
+}
+
+/** @throws UsageError saying where `text` is neither JSON nor YAML. */
 export function parseDocument(text: string, path: string): unknown {
   try {
-    return text.trimStart().startsWith("{")
-      ? JSON.parse(text)
-      : parseYaml(text, { maxAliasCount: 100 });
+    return parseText(text);
   } catch (error) {
-    if (
-      error instanceof SyntaxError ||
-      error instanceof YAMLParseError ||
-      error instanceof ReferenceError
-    ) {
-      throw new UsageError(`--file ${path} is neither JSON nor YAML: ${error.message}`);
-    }
-    throw error;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new UsageError(`--file ${path} is neither JSON nor YAML: ${reason}`);
   }
 }
 

@@ -53,6 +53,21 @@ const unix = (folder: string): HttpTarget => ({
 });
 const mode = (path: string): number => statSync(path).mode & 0o777;
 
+/** Like spawnSync, but lets this process's server answer meanwhile. */
+function runProgram(command: string, args: string[], input: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ["pipe", "pipe", "ignore"] });
+    let text = "";
+    child.stdout.on("data", (chunk: Buffer) => {
+      text += chunk.toString();
+    });
+    child.on("error", reject);
+    child.on("close", () => resolve(text));
+    child.stdin.on("error", () => {});
+    child.stdin.end(input);
+  });
+}
+
 async function get(target: HttpTarget, path: string, headers: Record<string, string> = {}) {
   const answer = await sendHttp(target, {
     method: "GET",
@@ -286,6 +301,29 @@ test("a client that sends nothing does not keep it from stopping", async (contex
   await listeners.stop();
   assert.ok(performance.now() - begun < 5000);
   idle.kill();
+});
+
+test("a body without a length is limited while it is read", async (context) => {
+  await start(context);
+  const path = join(context.folder, "natbridge.sock");
+  const send = (mebibytes: number) => {
+    const body = `{"name":"n","labels":{"a":"${"x".repeat(mebibytes * 1024 * 1024)}"}}`;
+    const args = [
+      "-s",
+      "--unix-socket",
+      path,
+      "-H",
+      "transfer-encoding: chunked",
+      "-H",
+      "content-type: application/json",
+      "--data-binary",
+      "@-",
+      "http://localhost/v1/networks",
+    ];
+    return runProgram("curl", args, body);
+  };
+  assert.match(await send(4), /body_too_large/);
+  assert.match(await send(0.5), /\/labels\/a/);
 });
 
 test("who may not write the socket cannot connect", async (context) => {
