@@ -14,6 +14,8 @@ export interface HolderBinding {
   hostPort: number;
   targetAddress: string;
   targetPort: number;
+  /** Subnets whose clients may use it; empty or absent: all. This host's own clients always may. */
+  from?: string[];
 }
 
 export interface HolderBindingState extends HolderBinding {
@@ -23,6 +25,8 @@ export interface HolderBindingState extends HolderBinding {
   active: number;
   /** Forwarded in both directions. */
   bytes: number;
+  /** Clients turned away because of `from`. */
+  refused?: number;
   lastError: string | null;
 }
 
@@ -31,7 +35,32 @@ export interface HolderUpdate {
   add: HolderBinding[];
   /** Keys; one that is not there is no error. */
   remove: string[];
-  retarget: { key: string; targetAddress: string; targetPort: number }[];
+  retarget: HolderRetarget[];
+}
+
+export interface HolderRetarget {
+  key: string;
+  targetAddress: string;
+  targetPort: number;
+  /** Absent: as before. */
+  from?: string[];
+}
+
+/** Asks for one port that is free for all of `bindings`, which are then reserved on it. */
+export interface HolderReservation {
+  bindings: Omit<HolderBinding, "hostPort">[];
+  firstPort: number;
+  lastPort: number;
+  /** Where the search begins; it wraps around at `lastPort`. Absent: at `firstPort`. */
+  startPort?: number;
+}
+
+export interface HolderHello {
+  /** Version of the control protocol. */
+  protocol: number;
+  /** Version of the program. */
+  version: string;
+  pid: number;
 }
 
 export type HolderErrorKind =

@@ -227,3 +227,34 @@ fn forward(
     let forwarder = tokio::task::spawn_local(stream::run(Rc::clone(&slot), shared, alive));
     Ok((Reserved::Stream(slot), forwarder.abort_handle()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lets_in_the_subnets_of_from_and_the_host_itself() {
+        let shared = Shared {
+            protocol: Transport::Tcp,
+            target: Cell::new(SocketAddr::from(([127, 0, 0, 1], 1))),
+            from: RefCell::new(vec!["198.51.100.0/24".parse().expect("a subnet")]),
+            limits: Rc::new(Limits::new(1, 1)),
+            counters: Counters::default(),
+        };
+        for (client, local, allowed) in [
+            ("198.51.100.7", "203.0.113.1", true),
+            ("198.51.101.7", "203.0.113.1", false),
+            ("2001:db8::7", "2001:db8::1", false),
+            ("127.0.0.1", "127.0.0.1", true),
+            ("::1", "::1", true),
+            ("203.0.113.1", "203.0.113.1", true),
+        ] {
+            let (client, local) =
+                (client.parse().expect("an address"), local.parse().expect("an address"));
+            assert_eq!(shared.allows(client, local), allowed, "{client}");
+        }
+        assert_eq!(shared.counters.refused.get(), 2);
+        shared.from.borrow_mut().clear();
+        assert!(shared.allows(IpAddr::from([9, 9, 9, 9]), IpAddr::from([8, 8, 8, 8])));
+    }
+}
