@@ -29,7 +29,8 @@ interface Spoiled {
   headers?: Record<string, string>;
 }
 
-const valid = [
+type Call = readonly [method: string, path: string, body: object];
+const valid: readonly [Call, ...Call[]] = [
   [
     "POST",
     "/v1/networks",
@@ -82,7 +83,7 @@ const valid = [
     },
   ],
   ["PATCH", "/v1/datapath", { fastPath: true }],
-] as const;
+];
 const readable = [
   "/v1/networks",
   "/v1/sandboxes",
