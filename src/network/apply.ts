@@ -1,0 +1,91 @@
+/** `POST /v1/apply`: many objects as one change. */
+import {
+  type Planning,
+  putEndpoint,
+  putNetwork,
+  putPort,
+  removeEndpoint,
+  removeNetwork,
+  requireOwner,
+  requireUnique,
+} from "./changes.ts";
+import type { ApplyInput, ApplyResult } from "./model.ts";
+import { SocketBook } from "./plan-ports.ts";
+import { compareStates, type State, type StateDifference } from "./state.ts";
+
+/** Changes the draft to what `input` wants of its owner. */
+export async function planApply(planning: Planning, input: ApplyInput): Promise<void> {
+  const { draft } = planning;
+  const { owner } = input;
+  const networks = input.networks ?? [];
+  const endpoints = input.endpoints ?? [];
+  const ports = input.ports ?? [];
+  for (const [kind, objects] of Object.entries({ networks, endpoints, ports }))
+    requireUnique(
+      kind,
+      objects.map(({ name }) => name),
+    );
+  for (const { name } of networks) requireOwner("Network", draft.network.named(name), owner);
+  for (const { name } of endpoints) requireOwner("Endpoint", draft.endpoint.named(name), owner);
+  for (const { name } of ports) requireOwner("Published port", draft.port.named(name), owner);
+  // First what goes, so that its names, addresses and ports are free.
+  if (input.prune) {
+    prune(planning, input);
+    planning.ports.book = new SocketBook(draft);
+  }
+  for (const network of networks) putNetwork(planning, network);
+  for (const endpoint of endpoints) await putEndpoint(planning, endpoint);
+  for (const port of ports) putPort(planning, port);
+}
+
+function prune(planning: Planning, input: ApplyInput): void {
+  const { draft } = planning;
+  const named = {
+    network: new Set((input.networks ?? []).map(({ name }) => name)),
+    endpoint: new Set((input.endpoints ?? []).map(({ name }) => name)),
+    port: new Set((input.ports ?? []).map(({ name }) => name)),
+  };
+  const isStale = (kind: keyof typeof named, record: { name: string; owner: string | null }) =>
+    record.owner === input.owner && !named[kind].has(record.name);
+  for (const port of draft.port.values()) if (isStale("port", port)) draft.port.delete(port.id);
+  for (const endpoint of draft.endpoint.values())
+    if (isStale("endpoint", endpoint)) removeEndpoint(draft, endpoint);
+  for (const network of draft.network.values())
+    if (isStale("network", network)) removeNetwork(planning, network, false);
+}
+
+const names = (records: { name: string }[]): string[] => records.map(({ name }) => name);
+
+/** What the change did to the objects `input` names, and what it pruned. */
+export function applyResult(
+  before: State,
+  after: State,
+  input: ApplyInput,
+  dryRun: boolean,
+): ApplyResult {
+  const difference: StateDifference = compareStates(before, after);
+  const pick = (choose: (kind: "network" | "endpoint" | "port") => string[]) => ({
+    networks: choose("network"),
+    endpoints: choose("endpoint"),
+    ports: choose("port"),
+  });
+  const given = {
+    network: names(input.networks ?? []),
+    endpoint: names(input.endpoints ?? []),
+    port: names(input.ports ?? []),
+  };
+  const created = pick((kind) => names(difference[kind].added));
+  const updated = pick((kind) => difference[kind].changed.map(({ after: { name } }) => name));
+  const touched = {
+    network: new Set([...created.networks, ...updated.networks]),
+    endpoint: new Set([...created.endpoints, ...updated.endpoints]),
+    port: new Set([...created.ports, ...updated.ports]),
+  };
+  return {
+    dryRun,
+    created,
+    updated,
+    deleted: pick((kind) => names(difference[kind].removed)),
+    unchanged: pick((kind) => given[kind].filter((name) => !touched[kind].has(name))),
+  };
+}

@@ -1,0 +1,417 @@
+/**
+ * The core: one desired state, one change of it at a time, and the upkeep that holds the kernel to it.
+ */
+import { DatapathError } from "../datapath/error.ts";
+import type { Datapath, KernelFeatures, LinkInfo } from "../datapath/types.ts";
+import { findPortOwner } from "../holder/owner.ts";
+import { type Holder, HolderError } from "../holder/types.ts";
+import type { Logger } from "../log.ts";
+import type { MetricsSnapshot, MetricsSource } from "../metrics/source.ts";
+import { ProblemError } from "../problem.ts";
+import type { Store } from "../store/store.ts";
+import { applyResult, planApply } from "./apply.ts";
+import * as changes from "./changes.ts";
+import type { DatapathStatus } from "./datapath-status.ts";
+import { Devices } from "./devices.ts";
+import { DurableEventLog, type NewEvent } from "./event-log.ts";
+import type { Policy } from "./fast-path-policy.ts";
+import { bridgedPacketsAreFiltered, ephemeralPorts, findUplinks, hostView } from "./host.ts";
+import { HostSettings } from "./host-settings.ts";
+import type { ApplyInput, ApplyResult, Connection } from "./model.ts";
+import { Mutex } from "./mutex.ts";
+import { type PortView, SocketBook } from "./plan-ports.ts";
+import { kinds, type PortRecord } from "./records.ts";
+import { describeRules } from "./rule-text.ts";
+import type { RuleDescription } from "./rules.ts";
+import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
+import type { State, StateDifference } from "./state.ts";
+import { readDatapathStatus, readMetrics } from "./status.ts";
+import { failpoint, Steps } from "./steps.ts";
+import { Traffic } from "./traffic.ts";
+import { advance, retire, type TransitionTools } from "./transition.ts";
+import { Upkeep } from "./upkeep.ts";
+import { endpointView, networkView, type Observed, portView, sandboxView } from "./views.ts";
+
+export interface CoreOptions {
+  datapath: Datapath;
+  holder: Holder;
+  store: Store;
+  log: Logger;
+  features: KernelFeatures;
+  /** The programs are loaded. */
+  fastPathLoaded: boolean;
+  /** Where they are pinned. */
+  pinDirectory: string;
+  /** Uplinks by name; empty: found out. */
+  uplinks: string[];
+  now?: () => string;
+}
+
+/** Attempts at an ephemeral port that turns out to be held by somebody else. */
+const portAttempts = 32;
+
+export class Core implements Service, MetricsSource {
+  readonly options: CoreOptions;
+  readonly events: DurableEventLog;
+  readonly settings: HostSettings;
+  readonly devices: Devices;
+  readonly traffic: Traffic;
+  readonly upkeep: Upkeep;
+  readonly observed: Observed = { ifindexes: new Map(), failures: new Map() };
+  readonly now: () => string;
+  state: State;
+  links: LinkInfo[] = [];
+  uplinks: LinkInfo[] = [];
+  forwardAccepts: string[] = [];
+  policy: Policy = { hindrances: [], host: true, devices: new Set(), loopback: true };
+  readonly #mutex = new Mutex();
+  #isReady = false;
+
+  constructor(options: CoreOptions) {
+    this.options = options;
+    this.now = options.now ?? (() => new Date().toISOString());
+    this.state = options.store.loadState();
+    this.events = new DurableEventLog(options.store);
+    this.settings = new HostSettings(options.datapath, options.store);
+    this.devices = new Devices(options.datapath, options.log);
+    const loaded = (): boolean => options.fastPathLoaded;
+    this.traffic = new Traffic(options.datapath, options.holder, loaded);
+    this.upkeep = new Upkeep(this);
+  }
+
+  ready(): boolean {
+    return this.#isReady;
+  }
+
+  /** Adopts what is there, mends it, and is ready. */
+  async start(): Promise<void> {
+    await this.exclusive(() => this.upkeep.begin());
+    this.#isReady = true;
+    this.upkeep.watch();
+  }
+
+  /** Answers nothing more; kernel and holder stay as they are. */
+  async stop(): Promise<void> {
+    this.#isReady = false;
+    this.upkeep.stop();
+    await this.exclusive(async () => undefined);
+  }
+
+  /** Runs with no change of the state under way. */
+  exclusive<T>(work: () => Promise<T>): Promise<T> {
+    return this.#mutex.run(work);
+  }
+
+  // --- changing the state
+
+  get tools(): TransitionTools {
+    const { datapath, holder, fastPathLoaded } = this.options;
+    return {
+      datapath,
+      holder,
+      applyHostSettings: (state) => void this.settings.apply(state, fastPathLoaded),
+      strictForwarding: () => this.settings.turnedForwardingOn(),
+      bridgedPacketsAreFiltered: () => bridgedPacketsAreFiltered(datapath),
+      fastPathLoaded: () => fastPathLoaded,
+      describeDevices: (state) => this.upkeep.followDevices(state),
+      commit: (difference) => this.commit(difference),
+    };
+  }
+
+  /** Makes a difference durable, and then tells of it. */
+  commit(difference: StateDifference): void {
+    const events = this.events.number(eventsOf(difference), this.now());
+    this.options.store.commit({
+      put: {
+        network: written(difference.network),
+        sandbox: written(difference.sandbox),
+        endpoint: written(difference.endpoint),
+        port: written(difference.port),
+      },
+      delete: Object.fromEntries(
+        kinds.map((kind) => [kind, difference[kind].removed.map(({ id }) => id)]),
+      ),
+      events,
+      beforeCommit: () => failpoint("commit"),
+    });
+    this.events.tell(events);
+  }
+
+  async #planning(
+    draft: State,
+    held: Set<string>,
+    owner: string | null,
+  ): Promise<changes.Planning> {
+    const { datapath } = this.options;
+    const [links, routes] = await Promise.all([datapath.listLinks(), datapath.listRoutes()]);
+    this.links = links;
+    this.uplinks = findUplinks(links, routes, this.options.uplinks);
+    this.settings.followUplinks(this.uplinks.map(({ name }) => name));
+    const ports: PortView = {
+      book: new SocketBook(draft),
+      ephemeral: ephemeralPorts(datapath),
+      held,
+    };
+    const request = { owner, now: this.now() };
+    return { draft, datapath, host: hostView(links, routes), ports, request };
+  }
+
+  /** Plans on a copy, takes the kernel there, and makes it the state; or leaves all as it was. */
+  change<T>(
+    plan: (planning: changes.Planning) => Promise<T> | T,
+    owner: string | null = null,
+  ): Promise<T> {
+    return this.exclusive(async () => {
+      const held = new Set<string>();
+      for (let attempt = 1; ; attempt++) {
+        const before = this.state;
+        const after = before.copy();
+        const result = await plan(await this.#planning(after, held, owner));
+        try {
+          await this.#transition(before, after);
+          return result;
+        } catch (error) {
+          const picked = pickedPort(after, error);
+          if (picked === null || attempt === portAttempts) throw await this.#explain(error);
+          held.add(picked);
+        }
+      }
+    });
+  }
+
+  async #transition(before: State, after: State): Promise<void> {
+    const steps = new Steps(this.options.log);
+    try {
+      await advance(this.tools, steps, before, after);
+    } catch (error) {
+      await steps.undoAll();
+      throw error;
+    }
+    this.state = after;
+    const failures = await retire(this.tools, before, after);
+    if (failures.length > 0) {
+      this.options.log.warn(
+        { failures },
+        "not all could be removed; the next reconciliation tries again",
+      );
+      this.upkeep.soon();
+    }
+  }
+
+  /** From what a lower layer says to a refusal with a code. */
+  async #explain(error: unknown): Promise<unknown> {
+    if (error instanceof HolderError && error.kind === "address_in_use" && error.key !== null) {
+      const [protocol = "tcp", hostAddress = "", port = "0"] = error.key.split("/");
+      const owner = await findPortOwner(
+        protocol === "udp" ? "udp" : protocol === "sctp" ? "sctp" : "tcp",
+        hostAddress,
+        Number(port),
+      ).catch(() => null);
+      const who = owner ? `${owner.name} (pid ${owner.pid})` : "another process";
+      const message = `${protocol} ${hostAddress} port ${port} is held by ${who}: stop it or choose another port`;
+      return new ProblemError("port_in_use", message, [{ pointer: "/hostPort", message }]);
+    }
+    if (error instanceof HolderError && error.kind === "address_not_available")
+      return new ProblemError("invalid_request", error.message, [
+        { pointer: "/hostAddress", message: error.message },
+      ]);
+    if (error instanceof DatapathError && error.kind === "exists")
+      return new ProblemError("interface_exists", error.message);
+    return error;
+  }
+
+  // --- objects
+
+  readonly networks: Networks = {
+    list: () => this.state.network.values().map((record) => networkView(record, this.observed)),
+    get: (ref) => networkView(this.state.network.resolve(ref), this.observed),
+    create: async (input) =>
+      networkView(await this.change((p) => changes.createNetwork(p, input)), this.observed),
+    put: (input) =>
+      this.#put(
+        "network",
+        input.name,
+        (p) => changes.putNetwork(p, input),
+        (record) => networkView(record, this.observed),
+      ),
+    patch: async (ref, patch) => {
+      const record = await this.change((p) =>
+        changes.patchNetwork(p, p.draft.network.resolve(ref), patch),
+      );
+      this.upkeep.soon();
+      return networkView(record, this.observed);
+    },
+    remove: (ref, { force }) =>
+      this.change((p) => changes.removeNetwork(p, p.draft.network.resolve(ref), force)),
+  };
+
+  readonly sandboxes: Sandboxes = {
+    list: () => this.state.sandbox.values().map((record) => sandboxView(this.state, record)),
+    get: (ref) => sandboxView(this.state, this.state.sandbox.resolve(ref)),
+  };
+
+  readonly endpoints: Endpoints = {
+    list: () =>
+      this.state.endpoint.values().map((record) => endpointView(this.state, record, this.observed)),
+    get: (ref) => endpointView(this.state, this.state.endpoint.resolve(ref), this.observed),
+    create: async (input) =>
+      endpointView(
+        this.state,
+        await this.change((p) => changes.createEndpoint(p, input)),
+        this.observed,
+      ),
+    put: (input) =>
+      this.#put(
+        "endpoint",
+        input.name,
+        (p) => changes.putEndpoint(p, input),
+        (record) => endpointView(this.state, record, this.observed),
+      ),
+    patch: async (ref, patch) =>
+      endpointView(
+        this.state,
+        await this.change((p) => changes.patchEndpoint(p, p.draft.endpoint.resolve(ref), patch)),
+        this.observed,
+      ),
+    remove: (ref) =>
+      this.change((p) => changes.removeEndpoint(p.draft, p.draft.endpoint.resolve(ref))),
+  };
+
+  readonly ports: Ports = {
+    list: async () => {
+      await this.traffic.observe(this.state, this.links);
+      return this.state.port.values().map((record) => this.#portView(record));
+    },
+    get: async (ref) => {
+      const record = this.state.port.resolve(ref);
+      await this.traffic.observe(this.state, this.links);
+      return this.#portView(record);
+    },
+    create: async (input) => this.#portView(await this.change((p) => changes.createPort(p, input))),
+    put: (input) =>
+      this.#put(
+        "port",
+        input.name,
+        (p) => changes.putPort(p, input),
+        (record) => this.#portView(record),
+      ),
+    patch: async (ref, patch) =>
+      this.#portView(
+        await this.change((p) => changes.patchPort(p, p.draft.port.resolve(ref), patch)),
+      ),
+    remove: (ref) => this.change((p) => p.draft.port.delete(p.draft.port.resolve(ref).id)),
+  };
+
+  #portView(record: PortRecord) {
+    return portView(this.state, record, this.traffic.servedBy(record), this.observed);
+  }
+
+  /** A PUT: whether it made the object is seen by whether the name was there before. */
+  async #put<R, T>(
+    kind: "network" | "endpoint" | "port",
+    name: string,
+    plan: (planning: changes.Planning) => Promise<R> | R,
+    view: (record: R) => T,
+  ): Promise<PutResult<T>> {
+    let created = false;
+    const record = await this.change((planning) => {
+      created = planning.draft[kind].named(name) === undefined;
+      return plan(planning);
+    });
+    return { object: view(record), created };
+  }
+
+  async apply(input: ApplyInput, { dryRun }: { dryRun: boolean }): Promise<ApplyResult> {
+    if (dryRun)
+      return this.exclusive(async () => {
+        const before = this.state;
+        const draft = before.copy();
+        await planApply(await this.#planning(draft, new Set(), input.owner), input);
+        return applyResult(before, draft, input, true);
+      });
+    let [before, after] = [this.state, this.state];
+    await this.change(async (planning) => {
+      before = this.state;
+      await planApply(planning, input);
+      after = planning.draft;
+    }, input.owner);
+    return applyResult(before, after, input, false);
+  }
+
+  // --- what is read from the datapath
+
+  connections(): Promise<Connection[]> {
+    return this.traffic.connections(this.state, this.links);
+  }
+
+  datapathStatus(): Promise<DatapathStatus> {
+    return readDatapathStatus(this);
+  }
+
+  metricsSnapshot(): Promise<MetricsSnapshot> {
+    return readMetrics(this);
+  }
+
+  rules(): RuleDescription[] {
+    return describeRules(this.state, this.settings.turnedForwardingOn());
+  }
+
+  async setFastPath(enabled: boolean): Promise<void> {
+    const { datapath, fastPathLoaded, pinDirectory, features, store } = this.options;
+    if (!fastPathLoaded) {
+      if (!enabled) return;
+      const why = features.fastPath
+        ? "the daemon runs with --no-fast-path"
+        : features.missing.join("; ");
+      throw new ProblemError("fast_path_unavailable", `There is no fast path: ${why}.`);
+    }
+    await this.exclusive(async () => {
+      await datapath.setFastPathEnabled(pinDirectory, enabled);
+      store.saveSetting("fast-path", enabled ? "on" : "off");
+      const type = enabled ? "datapath.enabled" : "datapath.disabled";
+      this.events.record([{ type, object: null, message: "asked for" }], this.now());
+    });
+    this.upkeep.soon();
+  }
+}
+
+function written<T>(difference: { added: T[]; changed: { after: T }[] }): T[] {
+  return [...difference.added, ...difference.changed.map(({ after }) => after)];
+}
+
+function eventsOf(difference: StateDifference): NewEvent[] {
+  return kinds.flatMap((kind) => {
+    const { added, changed, removed } = difference[kind];
+    const event = (what: string, { id, name }: { id: string; name: string }): NewEvent => ({
+      type: `${kind}.${what}`,
+      object: { kind, id, name },
+      message: `${kind} ${name} ${what}`,
+    });
+    return [
+      ...added.map((record) => event("created", record)),
+      ...changed.map(({ after }) => event("updated", after)),
+      ...removed.map((record) => event("removed", record)),
+    ];
+  });
+}
+
+/** `protocol/port` of a port natbridge picked itself and somebody else turned out to hold. */
+function pickedPort(after: State, error: unknown): string | null {
+  if (!(error instanceof HolderError) || error.kind !== "address_in_use" || error.key === null)
+    return null;
+  const [protocol, hostAddress, hostPort] = error.key.split("/");
+  const port = after.port
+    .values()
+    .find(
+      (candidate) =>
+        candidate.protocol === protocol &&
+        candidate.bindings.some(
+          (binding) => binding.hostAddress === hostAddress && binding.hostPort === Number(hostPort),
+        ),
+    );
+  const isPicked =
+    port !== undefined &&
+    (port.hostPort === 0 ||
+      (typeof port.hostPort === "string" && typeof port.containerPort === "number"));
+  return isPicked ? `${protocol}/${hostPort}` : null;
+}

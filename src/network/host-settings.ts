@@ -1,0 +1,85 @@
+/** Host-wide settings natbridge needs: recorded before they are changed, restored on uninstall. */
+import type { Datapath } from "../datapath/types.ts";
+import type { HostSetting, Store } from "../store/store.ts";
+import type { State } from "./state.ts";
+
+const forwarding4 = "net/ipv4/ip_forward";
+const forwarding6 = "net/ipv6/conf/all/forwarding";
+const liberal = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+export class HostSettings {
+  readonly #datapath: Datapath;
+  readonly #store: Store;
+  #uplinks: string[] = [];
+
+  constructor(datapath: Datapath, store: Store) {
+    this.#datapath = datapath;
+    this.#store = store;
+  }
+
+  /** Names of the uplinks, whose router advertisements must go on being heard. */
+  followUplinks(names: string[]): void {
+    this.#uplinks = names;
+  }
+
+  /**
+   * Sets what this state needs; answers the keys it changed.
+   *
+   * @param fastPath conntrack will see a sample of a connection's segments and must not judge their
+   * windows.
+   */
+  apply(state: State, fastPath: boolean): string[] {
+    const changed: string[] = [];
+    const need = (key: string, value: string): void => {
+      const before = this.#datapath.readSysctl(key);
+      if (before === null || before === value) return;
+      this.#set(key, before, value);
+      changed.push(key);
+    };
+    if (state.network.values().some(({ bridge }) => bridge !== null)) need(forwarding4, "1");
+    if (state.network.values().some(({ ipv6 }) => ipv6)) {
+      this.#keepRouterAdvertisements();
+      need(forwarding6, "1");
+    }
+    if (fastPath) need(liberal, "1");
+    return changed;
+  }
+
+  #set(key: string, before: string, value: string): void {
+    const isKnown = this.list().some((setting) => setting.key === key);
+    if (!isKnown) this.#store.recordHostSetting({ key, before, value });
+    this.#datapath.writeSysctl(key, value);
+  }
+
+  /** A host that forwards ignores them unless accept_ra is 2 (kernel: ip-sysctl). */
+  #keepRouterAdvertisements(): void {
+    if (this.#datapath.readSysctl(forwarding6) === "1") return;
+    for (const name of this.#uplinks) {
+      const key = `net/ipv6/conf/${name}/accept_ra`;
+      if (this.#datapath.readSysctl(key) === "1") this.#set(key, "1", "2");
+    }
+  }
+
+  list(): HostSetting[] {
+    return this.#store.hostSettings();
+  }
+
+  /** natbridge turned forwarding on: what is not its own must not profit from it. */
+  turnedForwardingOn(): boolean {
+    return this.list().some(({ key }) => key === forwarding4 || key === forwarding6);
+  }
+
+  /** Puts back every setting that still has natbridge's value; answers what could not be. */
+  restore(): string[] {
+    const failures: string[] = [];
+    for (const { key, before, value } of this.list().toReversed()) {
+      try {
+        if (this.#datapath.readSysctl(key) === value) this.#datapath.writeSysctl(key, before);
+        this.#store.forgetHostSetting(key);
+      } catch (error) {
+        failures.push(`${key}: ${error instanceof Error ? error.message : String(error)}`);
+      }
+    }
+    return failures;
+  }
+}

@@ -1,0 +1,187 @@
+/**
+ * Takes kernel, holder and disk from one desired state to the next. What is new is made first, in
+ * steps that can be undone; the durable write is the last of them. Only then is removed what is gone,
+ * which goes on after errors: what it leaves, the next reconciliation removes.
+ */
+import type { ConntrackFilter, Datapath } from "../datapath/types.ts";
+import type { Holder, HolderUpdate } from "../holder/types.ts";
+import { withoutPrefix } from "./addresses.ts";
+import type { EndpointRecord } from "./records.ts";
+import { compareStates, type State, type StateDifference } from "./state.ts";
+import type { Steps } from "./steps.ts";
+import {
+  bridgeSpec,
+  type DefaultRoutes,
+  defaultRoutes,
+  endpointSpec,
+  firewallSpec,
+  holderBindings,
+  portEntries,
+} from "./wanted.ts";
+
+export interface TransitionTools {
+  datapath: Datapath;
+  holder: Holder;
+  /** Sysctls this state needs are set. */
+  applyHostSettings: (state: State) => void;
+  strictForwarding: () => boolean;
+  bridgedPacketsAreFiltered: () => boolean;
+  fastPathLoaded: () => boolean;
+  /** Attaches the programs to the endpoints' devices. */
+  describeDevices: (state: State) => Promise<void>;
+  /** The durable write. */
+  commit: (difference: StateDifference) => void;
+}
+
+function compareBindings(before: State, after: State): HolderUpdate {
+  const [old, wanted] = [holderBindings(before), holderBindings(after)];
+  const update: HolderUpdate = { add: [], remove: [], retarget: [] };
+  for (const [key, binding] of wanted) {
+    const { targetAddress, targetPort } = binding;
+    const known = old.get(key);
+    if (!known) update.add.push(binding);
+    else if (known.targetAddress !== targetAddress || known.targetPort !== targetPort)
+      update.retarget.push({ key, targetAddress, targetPort });
+  }
+  for (const key of old.keys()) if (!wanted.has(key)) update.remove.push(key);
+  return update;
+}
+
+const noRoutes: DefaultRoutes = { ipv4: null, ipv6: null };
+
+async function moveDefaultRoutes(
+  tools: TransitionTools,
+  steps: Steps,
+  before: State,
+  after: State,
+): Promise<void> {
+  for (const sandbox of after.sandbox.values()) {
+    if (sandbox.lostSince !== null) continue;
+    const old = before.sandbox.get(sandbox.id) ? defaultRoutes(before, sandbox.id) : noRoutes;
+    const wanted = defaultRoutes(after, sandbox.id);
+    if (JSON.stringify(old) === JSON.stringify(wanted)) continue;
+    await steps.run(
+      "default-routes",
+      () => tools.datapath.setDefaultRoutes(sandbox.netns, wanted),
+      () => tools.datapath.setDefaultRoutes(sandbox.netns, old),
+    );
+  }
+}
+
+/**
+ * Makes what is new or changed.
+ *
+ * @throws HolderError, DatapathError; the caller undoes `steps`.
+ */
+export async function advance(
+  tools: TransitionTools,
+  steps: Steps,
+  before: State,
+  after: State,
+): Promise<void> {
+  const { datapath, holder } = tools;
+  const difference = compareStates(before, after);
+  const bindings = { ...compareBindings(before, after), remove: [] };
+  await steps.run("host-settings", () => tools.applyHostSettings(after));
+  if (bindings.add.length + bindings.retarget.length > 0)
+    await steps.run(
+      "reserve",
+      () => holder.update(bindings),
+      () => holder.update({ ...compareBindings(after, before), add: [] }),
+    );
+  for (const network of difference.network.added) {
+    const spec = bridgeSpec(network);
+    if (spec)
+      await steps.run(
+        "bridge",
+        () => datapath.createBridge(spec),
+        () => datapath.deleteLink(spec.name),
+      );
+  }
+  await steps.run(
+    "firewall",
+    () => datapath.applyFirewall(firewallSpec(after, tools.strictForwarding())),
+    () => datapath.applyFirewall(firewallSpec(before, tools.strictForwarding())),
+  );
+  await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
+  for (const endpoint of difference.endpoint.added) {
+    const spec = endpointSpec(after, endpoint, tools.bridgedPacketsAreFiltered());
+    await steps.run(
+      "endpoint",
+      () => datapath.createEndpoint(spec),
+      () => datapath.deleteLink(spec.hostInterface),
+    );
+  }
+  await moveDefaultRoutes(tools, steps, before, after);
+  if (tools.fastPathLoaded()) {
+    await steps.run(
+      "device",
+      () => tools.describeDevices(after),
+      () => tools.describeDevices(before),
+    );
+    await steps.run(
+      "connect-hook",
+      () => datapath.setPorts(portEntries(after)),
+      () => datapath.setPorts(portEntries(before)),
+    );
+  }
+  tools.commit(difference);
+}
+
+/**
+ * conntrack entries that would keep clients where they were: every one of a port that is gone; UDP
+ * ones of a port that is new or has moved, because a UDP client never starts anew by itself.
+ */
+function staleEntries(before: State, after: State): ConntrackFilter[] {
+  const [old, wanted] = [holderBindings(before), holderBindings(after)];
+  const filters: ConntrackFilter[] = [];
+  for (const [key, binding] of new Map([...old, ...wanted])) {
+    const [was, is] = [old.get(key), wanted.get(key)];
+    const isSame = was?.targetAddress === is?.targetAddress && was?.targetPort === is?.targetPort;
+    if (isSame || (is && binding.protocol !== "udp")) continue;
+    filters.push({
+      protocol: binding.protocol,
+      originalDestinationPort: binding.hostPort,
+      ...(was
+        ? { replySourceAddress: was.targetAddress, destinationNat: true }
+        : { destinationNat: false }),
+    });
+  }
+  return filters;
+}
+
+function entriesOf(endpoint: EndpointRecord): ConntrackFilter[] {
+  return endpoint.addresses
+    .map(withoutPrefix)
+    .flatMap((address) => [{ replySourceAddress: address }, { originalSourceAddress: address }]);
+}
+
+/** Removes what is gone; answers what could not be removed. */
+export async function retire(
+  tools: TransitionTools,
+  before: State,
+  after: State,
+): Promise<string[]> {
+  const { datapath, holder } = tools;
+  const failures: string[] = [];
+  const attempt = async (what: string, work: () => Promise<unknown>): Promise<void> => {
+    try {
+      await work();
+    } catch (error) {
+      failures.push(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+    }
+  };
+  const difference = compareStates(before, after);
+  for (const endpoint of difference.endpoint.removed)
+    await attempt(`endpoint ${endpoint.name}`, () => datapath.deleteLink(endpoint.hostInterface));
+  const stale = [...staleEntries(before, after), ...difference.endpoint.removed.flatMap(entriesOf)];
+  if (stale.length > 0) await attempt("conntrack entries", () => datapath.deleteConntrack(stale));
+  const { remove } = compareBindings(before, after);
+  if (remove.length > 0)
+    await attempt("reserved ports", () => holder.update({ add: [], retarget: [], remove }));
+  for (const { bridge } of difference.network.removed)
+    if (bridge !== null) await attempt(`bridge ${bridge}`, () => datapath.deleteLink(bridge));
+  if (difference.endpoint.removed.length > 0 && tools.fastPathLoaded())
+    await attempt("devices", () => tools.describeDevices(after));
+  return failures;
+}

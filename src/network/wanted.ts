@@ -1,0 +1,177 @@
+/** From the desired state to what the kernel and the holder must hold. No I/O. */
+import type {
+  BridgeSpec,
+  DefaultRoute,
+  DeviceSpec,
+  EndpointSpec,
+  FirewallPort,
+  FirewallSpec,
+  PortEntry,
+} from "../datapath/types.ts";
+import type { HolderBinding } from "../holder/types.ts";
+import { addressOf, familyOf, isLoopback, withoutPrefix } from "./addresses.ts";
+import type { EndpointRecord, NetworkRecord, PortRecord } from "./records.ts";
+import type { State } from "./state.ts";
+
+/** Written into IFLA_IFALIAS: by it natbridge knows its own devices. */
+export const networkAlias = (id: string): string => `natbridge:network:${id}`;
+export const endpointAlias = (id: string): string => `natbridge:endpoint:${id}`;
+
+/** Null for networks without a device. */
+export function bridgeSpec(network: NetworkRecord): BridgeSpec | null {
+  if (network.bridge === null) return null;
+  return {
+    name: network.bridge,
+    alias: networkAlias(network.id),
+    mtu: network.mtu,
+    addresses: network.subnets.flatMap(({ subnet, gateway }) =>
+      gateway === null ? [] : [`${gateway}/${subnet.split("/")[1]}`],
+    ),
+  };
+}
+
+/** @param bridgedPacketsAreFiltered bridge-nf-call-iptables is on. */
+export function endpointSpec(
+  state: State,
+  endpoint: EndpointRecord,
+  bridgedPacketsAreFiltered: boolean,
+): EndpointSpec {
+  const network = state.network.expect(endpoint.networkId);
+  if (network.bridge === null) throw new Error(`Network ${network.name} has no bridge`);
+  return {
+    id: endpoint.id,
+    alias: endpointAlias(endpoint.id),
+    hostInterface: endpoint.hostInterface,
+    bridge: network.bridge,
+    sandboxPath: state.sandbox.expect(endpoint.sandboxId).netns,
+    interface: endpoint.interface,
+    mac: endpoint.mac,
+    mtu: endpoint.mtu,
+    addresses: endpoint.addresses,
+    // Where bridged packets pass netfilter a rule isolates, which lets published ports through.
+    isolatedPort: network.isolated && !bridgedPacketsAreFiltered,
+  };
+}
+
+/** What the programs must know of an endpoint's host end. */
+export function endpointDevice(
+  endpoint: EndpointRecord,
+  ifindex: number,
+  fastPath: boolean,
+): DeviceSpec {
+  return {
+    ifindex,
+    role: "endpoint",
+    mtu: endpoint.mtu,
+    mac: endpoint.mac,
+    addresses: endpoint.addresses.map(withoutPrefix),
+    spoofCheck: endpoint.sourceCheck,
+    fastPath,
+  };
+}
+
+/** The endpoint's address of the host address's family, or its other one, for the forwarder. */
+function targetOf(
+  endpoint: EndpointRecord,
+  hostAddress: string,
+): { address: string; same: boolean } {
+  const addresses = endpoint.addresses.map(withoutPrefix);
+  const same = addresses.find((address) => familyOf(address) === familyOf(hostAddress));
+  return { address: same ?? addresses[0] ?? "", same: same !== undefined };
+}
+
+function firewallPorts(endpoint: EndpointRecord, port: PortRecord): FirewallPort[] {
+  return port.bindings.flatMap(({ hostAddress, hostPort, containerPort }) => {
+    const target = targetOf(endpoint, hostAddress);
+    // Loopback never meets the table; what only the forwarder serves needs it for `from` alone.
+    const isMoot = isLoopback(addressOf(hostAddress)) || (!target.same && port.from.length === 0);
+    if (isMoot) return [];
+    return {
+      protocol: port.protocol,
+      hostAddress,
+      hostPort,
+      targetAddress: target.same ? target.address : "",
+      targetPort: containerPort,
+      from: port.from,
+    };
+  });
+}
+
+export function firewallSpec(state: State, strictForwarding: boolean): FirewallSpec {
+  return {
+    strictForwarding,
+    networks: state.network.values().flatMap((network) =>
+      network.bridge === null
+        ? []
+        : {
+            bridge: network.bridge,
+            subnets: network.subnets.map(({ subnet }) => ({
+              subnet,
+              masquerade: network.masquerade && !network.internal,
+            })),
+            internal: network.internal,
+            isolated: network.isolated,
+          },
+    ),
+    ports: state.port
+      .values()
+      .flatMap((port) => firewallPorts(state.endpoint.expect(port.endpointId), port)),
+  };
+}
+
+/** Every reserved host port by its key. */
+export function holderBindings(state: State): Map<string, HolderBinding> {
+  const bindings = new Map<string, HolderBinding>();
+  for (const port of state.port.values()) {
+    const endpoint = state.endpoint.expect(port.endpointId);
+    for (const { hostAddress, hostPort, containerPort } of port.bindings) {
+      const key = `${port.protocol}/${hostAddress}/${hostPort}`;
+      bindings.set(key, {
+        key,
+        protocol: port.protocol,
+        hostAddress,
+        hostPort,
+        targetAddress: targetOf(endpoint, hostAddress).address,
+        targetPort: containerPort,
+      });
+    }
+  }
+  return bindings;
+}
+
+/** What the connect hook serves: TCP and UDP bindings, whatever their target's family. */
+export function portEntries(state: State): PortEntry[] {
+  return [...holderBindings(state).values()].flatMap((binding) => {
+    const { protocol, hostAddress, hostPort, targetAddress, targetPort } = binding;
+    // A v6 target for a v4 socket is the forwarder's.
+    const canHook = familyOf(hostAddress) === "ipv6" || familyOf(targetAddress) === "ipv4";
+    return protocol === "sctp" || !canHook
+      ? []
+      : { protocol, hostAddress, hostPort, targetAddress, targetPort };
+  });
+}
+
+export interface DefaultRoutes {
+  ipv4: DefaultRoute | null;
+  ipv6: DefaultRoute | null;
+}
+
+/** The highest priority gives a sandbox its default routes; then the network's name, as in Docker. */
+export function defaultRoutes(state: State, sandboxId: string): DefaultRoutes {
+  const routes: DefaultRoutes = { ipv4: null, ipv6: null };
+  const candidates = state.endpoint
+    .of(sandboxId)
+    .map((endpoint) => ({ endpoint, network: state.network.expect(endpoint.networkId) }))
+    // An internal network has no way out.
+    .filter(({ network }) => !network.internal)
+    .sort(
+      (a, b) =>
+        b.endpoint.defaultRoutePriority - a.endpoint.defaultRoutePriority ||
+        (a.network.name < b.network.name ? -1 : 1),
+    );
+  for (const { endpoint, network } of candidates)
+    for (const { gateway } of network.subnets)
+      if (gateway !== null)
+        routes[familyOf(gateway)] ??= { gateway, interface: endpoint.interface };
+  return routes;
+}
