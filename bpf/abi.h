@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Everything that crosses between the programs and userspace, defined once. The Rust types are
  * generated from these. Change a struct, an enum's order or a map's meaning, and NB_ABI goes up:

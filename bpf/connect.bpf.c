@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * The host's own sockets: what they ask of a local address and a published port goes straight to
  * the port's target. What can't be served so is left alone, for the reserved socket to take.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* What leaves for an endpoint or an uplink: counted, and learned from if ingress left a note. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>

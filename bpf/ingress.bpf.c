@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* What arrives from an endpoint or an uplink: counted, checked, and sent on if its way is known. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>

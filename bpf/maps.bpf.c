@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 #include "lib/maps.h"
 
 struct nb_config_map switches SEC(".maps");

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* Addresses of both families in 16 bytes. */
 #ifndef NB_ADDRESS_H
 #define NB_ADDRESS_H

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* Internet checksum differences (RFC 1624). */
 #ifndef NB_CHECKSUM_H
 #define NB_CHECKSUM_H

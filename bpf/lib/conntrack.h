@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Asking conntrack. The structs name only what is read; their offsets are found at load time
  * (CO-RE) in the running kernel's include/net/netfilter/nf_conntrack.h.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* The bounds-checking cursor: the only way the programs read a packet. */
 #ifndef NB_CURSOR_H
 #define NB_CURSOR_H

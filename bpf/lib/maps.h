@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The maps all programs share, defined in maps.bpf.c. Sizes marked "set before load" are the
  * loader's to choose.

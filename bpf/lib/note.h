@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * How ingress tells egress about a packet that goes by the kernel path: a note in a per-CPU slot,
  * and the slot's number in skb->tc_index, which nothing on the way touches.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* What the fast path must know of a packet, and which packets it leaves to the kernel path. */
 #ifndef NB_PACKET_H
 #define NB_PACKET_H

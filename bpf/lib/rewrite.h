@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* Makes a packet what the kernel path would have made of it. */
 #ifndef NB_REWRITE_H
 #define NB_REWRITE_H

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* Whether a frame from an endpoint bears its own addresses (RFC 2827, at the first hop). */
 #ifndef NB_SPOOF_H
 #define NB_SPOOF_H

@@ -69,7 +69,10 @@ fn parse_mac(text: &str) -> natbridge_datapath::Result<[u8; 6]> {
     }
     let mut parts = text.split(':');
     for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2);
+        // from_str_radix() alone would take a sign.
+        let two_digits =
+            |part: &&str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let part = parts.next().filter(two_digits);
         *byte = part
             .and_then(|part| u8::from_str_radix(part, 16).ok())
             .ok_or_else(|| invalid(format!("mac \"{text}\" is no MAC address")))?;
@@ -558,7 +561,18 @@ mod tests {
         let mac = parse_mac("02:42:ac:20:00:0a").unwrap();
         assert_eq!(mac, [2, 0x42, 0xac, 0x20, 0, 10]);
         assert_eq!(mac_text(mac), "02:42:ac:20:00:0a");
-        for text in ["02:42", "02:42:ac:20:00:0a:00", "2:42:ac:20:00:0a", "zz:42:ac:20:00:0a"] {
+        let wrong = [
+            "02:42",
+            "02:42:ac:20:00:0a:00",
+            "2:42:ac:20:00:0a",
+            "zz:42:ac:20:00:0a",
+            "+2:42:ac:20:00:0a",
+            "02:42:ac:20:00:-a",
+            "02-42-ac-20-00-0a",
+            "02:42:ac:20:00:0a ",
+            "é:42:ac:20:00:0a",
+        ];
+        for text in wrong {
             let error = parse_mac(text).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid);
             assert!(error.to_string().contains(text));
