@@ -30,7 +30,7 @@ export function register(program: Command): void {
     .action(async (flags: { stateDir: string; runDir: string }, command: Command) => {
       const [stateDir, runDir] = [resolve(flags.stateDir), resolve(flags.runDir)];
       await requireNoDaemon(join(runDir, socketName));
-      const { uninstall } = await import("../daemon.ts");
+      const { uninstall } = await import("../uninstall.ts");
       const done = await uninstall({ stateDir, runDir });
       if (wantsJson(command)) printJson({ done });
       else for (const line of done) printLine(line);

@@ -35,6 +35,8 @@ import { endpointView, networkView, type Observed, portView, sandboxView } from 
 export interface CoreOptions {
   datapath: Datapath;
   holder: Holder;
+  /** Starts a holder in place of one that died. */
+  reviveHolder: () => Promise<void>;
   store: Store;
   log: Logger;
   features: KernelFeatures;
@@ -85,7 +87,7 @@ export class Core implements Service, MetricsSource {
 
   /** Adopts what is there, mends it, and is ready. */
   async start(): Promise<void> {
-    await this.exclusive(() => this.upkeep.begin());
+    await this.upkeep.begin();
     this.#isReady = true;
     this.upkeep.watch();
   }
@@ -113,9 +115,21 @@ export class Core implements Service, MetricsSource {
       strictForwarding: () => this.settings.turnedForwardingOn(),
       bridgedPacketsAreFiltered: () => bridgedPacketsAreFiltered(datapath),
       fastPathLoaded: () => fastPathLoaded,
-      describeDevices: (state) => this.upkeep.followDevices(state),
+      describeDevices: (state) => this.describeDevices(state),
       commit: (difference) => this.commit(difference),
     };
+  }
+
+  /** Finds the devices of this state's endpoints, and tells the programs of them. */
+  async describeDevices(state: State): Promise<void> {
+    const { datapath, fastPathLoaded } = this.options;
+    this.links = await datapath.listLinks();
+    const byName = new Map(this.links.map((link) => [link.name, link.ifindex]));
+    this.observed.ifindexes.clear();
+    for (const { id, hostInterface } of state.endpoint.values())
+      this.observed.ifindexes.set(id, byName.get(hostInterface) ?? 0);
+    if (!fastPathLoaded) return;
+    await this.devices.follow(state, this.links, this.uplinks, this.policy);
   }
 
   /** Makes a difference durable, and then tells of it. */

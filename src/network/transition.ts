@@ -3,6 +3,7 @@
  * steps that can be undone; the durable write is the last of them. Only then is removed what is gone,
  * which goes on after errors: what it leaves, the next reconciliation removes.
  */
+import { DatapathError } from "../datapath/error.ts";
 import type { ConntrackFilter, Datapath } from "../datapath/types.ts";
 import type { Holder, HolderUpdate } from "../holder/types.ts";
 import { withoutPrefix } from "./addresses.ts";
@@ -27,7 +28,7 @@ export interface TransitionTools {
   strictForwarding: () => boolean;
   bridgedPacketsAreFiltered: () => boolean;
   fastPathLoaded: () => boolean;
-  /** Attaches the programs to the endpoints' devices. */
+  /** Finds the endpoints' devices, and tells the programs of them if they are loaded. */
   describeDevices: (state: State) => Promise<void>;
   /** The durable write. */
   commit: (difference: StateDifference) => void;
@@ -37,14 +38,26 @@ function compareBindings(before: State, after: State): HolderUpdate {
   const [old, wanted] = [holderBindings(before), holderBindings(after)];
   const update: HolderUpdate = { add: [], remove: [], retarget: [] };
   for (const [key, binding] of wanted) {
-    const { targetAddress, targetPort } = binding;
+    const { targetAddress, targetPort, from = [] } = binding;
     const known = old.get(key);
+    const isSame =
+      known?.targetAddress === targetAddress &&
+      known.targetPort === targetPort &&
+      known.from?.join() === from.join();
     if (!known) update.add.push(binding);
-    else if (known.targetAddress !== targetAddress || known.targetPort !== targetPort)
-      update.retarget.push({ key, targetAddress, targetPort });
+    else if (!isSame) update.retarget.push({ key, targetAddress, targetPort, from });
   }
   for (const key of old.keys()) if (!wanted.has(key)) update.remove.push(key);
   return update;
+}
+
+/** A sandbox that is gone by now needs no routes; the next reconciliation reports it. */
+async function setRoutes(datapath: Datapath, netns: string, routes: DefaultRoutes): Promise<void> {
+  try {
+    await datapath.setDefaultRoutes(netns, routes);
+  } catch (error) {
+    if (!(error instanceof DatapathError) || error.kind !== "not_found") throw error;
+  }
 }
 
 const noRoutes: DefaultRoutes = { ipv4: null, ipv6: null };
@@ -62,8 +75,8 @@ async function moveDefaultRoutes(
     if (JSON.stringify(old) === JSON.stringify(wanted)) continue;
     await steps.run(
       "default-routes",
-      () => tools.datapath.setDefaultRoutes(sandbox.netns, wanted),
-      () => tools.datapath.setDefaultRoutes(sandbox.netns, old),
+      () => setRoutes(tools.datapath, sandbox.netns, wanted),
+      () => setRoutes(tools.datapath, sandbox.netns, old),
     );
   }
 }
@@ -113,18 +126,17 @@ export async function advance(
     );
   }
   await moveDefaultRoutes(tools, steps, before, after);
-  if (tools.fastPathLoaded()) {
-    await steps.run(
-      "device",
-      () => tools.describeDevices(after),
-      () => tools.describeDevices(before),
-    );
+  await steps.run(
+    "device",
+    () => tools.describeDevices(after),
+    () => tools.describeDevices(before),
+  );
+  if (tools.fastPathLoaded())
     await steps.run(
       "connect-hook",
       () => datapath.setPorts(portEntries(after)),
       () => datapath.setPorts(portEntries(before)),
     );
-  }
   tools.commit(difference);
 }
 
@@ -181,7 +193,7 @@ export async function retire(
     await attempt("reserved ports", () => holder.update({ add: [], retarget: [], remove }));
   for (const { bridge } of difference.network.removed)
     if (bridge !== null) await attempt(`bridge ${bridge}`, () => datapath.deleteLink(bridge));
-  if (difference.endpoint.removed.length > 0 && tools.fastPathLoaded())
+  if (difference.endpoint.removed.length > 0)
     await attempt("devices", () => tools.describeDevices(after));
   return failures;
 }

@@ -133,6 +133,7 @@ export function holderBindings(state: State): Map<string, HolderBinding> {
         hostPort,
         targetAddress: targetOf(endpoint, hostAddress).address,
         targetPort: containerPort,
+        from: port.from,
       });
     }
   }
