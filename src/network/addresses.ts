@@ -112,7 +112,6 @@ const specialSubnets: readonly { subnet: Subnet; what: string }[] = [
   { subnet: subnetOf("224.0.0.0/4"), what: "multicast addresses" },
   { subnet: subnetOf("240.0.0.0/4"), what: "reserved addresses" },
   { subnet: subnetOf("::/96"), what: "loopback and IPv4-compatible addresses" },
-  { subnet: subnetOf("::ffff:0:0/96"), what: "IPv4-mapped addresses" },
   { subnet: subnetOf("fe80::/10"), what: "link-local addresses" },
   { subnet: subnetOf("ff00::/8"), what: "multicast addresses" },
 ];

@@ -20,7 +20,7 @@ import { HostSettings } from "./host-settings.ts";
 import type { ApplyInput, ApplyResult, Connection } from "./model.ts";
 import { Mutex } from "./mutex.ts";
 import { type PortView, SocketBook } from "./plan-ports.ts";
-import { kinds, type PortRecord } from "./records.ts";
+import { type EndpointRecord, kinds, type PortRecord } from "./records.ts";
 import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
@@ -265,27 +265,20 @@ export class Core implements Service, MetricsSource {
   };
 
   readonly endpoints: Endpoints = {
-    list: () =>
-      this.state.endpoint.values().map((record) => endpointView(this.state, record, this.observed)),
-    get: (ref) => endpointView(this.state, this.state.endpoint.resolve(ref), this.observed),
+    list: () => this.state.endpoint.values().map((record) => this.#endpointView(record)),
+    get: (ref) => this.#endpointView(this.state.endpoint.resolve(ref)),
     create: async (input) =>
-      endpointView(
-        this.state,
-        await this.change((p) => changes.createEndpoint(p, input)),
-        this.observed,
-      ),
+      this.#endpointView(await this.change((p) => changes.createEndpoint(p, input))),
     put: (input) =>
       this.#put(
         "endpoint",
         input.name,
         (p) => changes.putEndpoint(p, input),
-        (record) => endpointView(this.state, record, this.observed),
+        (record) => this.#endpointView(record),
       ),
     patch: async (ref, patch) =>
-      endpointView(
-        this.state,
+      this.#endpointView(
         await this.change((p) => changes.patchEndpoint(p, p.draft.endpoint.resolve(ref), patch)),
-        this.observed,
       ),
     remove: (ref) =>
       this.change((p) => changes.removeEndpoint(p.draft, p.draft.endpoint.resolve(ref))),
@@ -315,6 +308,10 @@ export class Core implements Service, MetricsSource {
       ),
     remove: (ref) => this.change((p) => p.draft.port.delete(p.draft.port.resolve(ref).id)),
   };
+
+  #endpointView(record: EndpointRecord) {
+    return endpointView(this.state, record, this.observed);
+  }
 
   #portView(record: PortRecord) {
     return portView(this.state, record, this.traffic.servedBy(record), this.observed);

@@ -257,6 +257,7 @@ export class Topology {
         "run",
         "-A",
         "--no-config",
+        "--node-modules-dir=manual",
         probe,
         "serve",
         `${port}`,
@@ -291,7 +292,16 @@ export class Topology {
     return new Promise((resolve, reject) => {
       execFile(
         "nsenter",
-        [`--net=/run/netns/${this.ns(from)}`, deno, "run", "-A", "--no-config", probe, ...words],
+        [
+          `--net=/run/netns/${this.ns(from)}`,
+          deno,
+          "run",
+          "-A",
+          "--no-config",
+          "--node-modules-dir=manual",
+          probe,
+          ...words,
+        ],
         { timeout: 60_000, maxBuffer: 1 << 24 },
         (error, stdout) => {
           if (stdout.startsWith("{")) resolve(JSON.parse(stdout) as ProbeAnswer);
