@@ -27,10 +27,10 @@ async function turnOffHere(command: Command): Promise<void> {
     );
 }
 
-/** `--host` names another daemon: then nothing is done here in its place. */
+/** `--host` names a daemon elsewhere: then nothing is done here in its place. */
 function mayActHere(command: Command): boolean {
-  const { host } = command.optsWithGlobals<{ host?: string }>();
-  return host === undefined && process.env["NATBRIDGE_HOST"] === undefined;
+  const { host = process.env["NATBRIDGE_HOST"] } = command.optsWithGlobals<{ host?: string }>();
+  return host === undefined || host.startsWith("unix://");
 }
 
 /** Adds `datapath` and its verbs. */

@@ -66,6 +66,10 @@ function warningsOf(core: Core): string[] {
   const warnings = [...upkeep.failures];
   if (options.features.missing.length > 0)
     warnings.push(`no fast path on this kernel: ${options.features.missing.join("; ")}`);
+  if (!options.fastPathLoaded)
+    warnings.push(
+      "without eBPF programs spoofed sources from containers are neither dropped nor counted",
+    );
   if (uplinks.length === 0) warnings.push("no uplink was found: name it with --uplink");
   for (const name of options.uplinks)
     if (!uplinks.some((link) => link.name === name))

@@ -22,7 +22,7 @@ async function during(work: () => Promise<unknown>): Promise<{ fast: number; sha
 }
 
 test("set up", async () => {
-  topology = new Topology({ fastPath: true, bridgeNfCall: 0 });
+  topology = new Topology({ fastPath: "on", bridgeNfCall: 0 });
   await topology.startDaemon();
   await setUp(topology);
 });
@@ -78,7 +78,7 @@ test("switched off live, no packet is fast; switched on, they are again; nothing
 
 test("switched off without the daemon", async () => {
   await topology.killDaemon();
-  const off = topology.cli(`datapath off --run-dir ${topology.folder}/run`);
+  const off = topology.cli("datapath off");
   assert.is(off.code, 0, off.stderr);
   const answer = await topology.stream("client", addresses.host.ipv4, 8080, 1);
   assert.ok(answer.ok, answer.error);

@@ -1,3 +1,3 @@
 import { runScenarios } from "./suite.ts";
 
-runScenarios({ fastPath: true, bridgeNfCall: 0 });
+runScenarios({ fastPath: "on", bridgeNfCall: 0 });

@@ -1,3 +1,3 @@
 import { runScenarios } from "./suite.ts";
 
-runScenarios({ fastPath: false, bridgeNfCall: 0 });
+runScenarios({ fastPath: "off", bridgeNfCall: 0 });

@@ -1,3 +1,3 @@
 import { runScenarios } from "./suite.ts";
 
-runScenarios({ fastPath: false, bridgeNfCall: 1 });
+runScenarios({ fastPath: "none", bridgeNfCall: 1 });

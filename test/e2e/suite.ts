@@ -1,11 +1,14 @@
 /** Runs every scenario in one topology. */
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { DatapathStatus } from "../../src/network/datapath-status.ts";
 import { scenarios, setUp } from "./scenarios.ts";
 import { Topology, type TopologyOptions } from "./topology.ts";
 
 export function runScenarios(options: TopologyOptions): void {
-  const path = options.fastPath ? "fast path on" : "fast path off";
-  const test = suite(`${path}, bridge-nf-call-iptables ${options.bridgeNfCall}`);
+  const test = suite(
+    `fast path ${options.fastPath}, bridge-nf-call-iptables ${options.bridgeNfCall}`,
+  );
   let topology: Topology | null = null;
   // A failing hook would end the run without a failed test: the first test sets up instead.
   test("set up", async () => {
@@ -18,6 +21,12 @@ export function runScenarios(options: TopologyOptions): void {
       if (topology === null) throw new Error("there is no topology");
       await scenario.run(topology);
     });
+  test("what carried all this", async () => {
+    const status = await topology?.ok<DatapathStatus>("GET", "/v1/datapath");
+    assert.is(status?.mode, options.fastPath === "on" ? "fast" : "kernel");
+    assert.is((status?.cache.fastPackets ?? 0) > 0, options.fastPath === "on", "fast packets");
+    assert.is((status?.programs.length ?? 0) > 0, options.fastPath !== "none", "programs");
+  });
   test.after(async () => {
     await topology?.remove();
   });

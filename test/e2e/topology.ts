@@ -68,7 +68,8 @@ function removeNamespace(name: string): void {
 
 export interface TopologyOptions {
   bridgeNfCall: 0 | 1;
-  fastPath: boolean;
+  /** `off`: programs loaded, and switched off; `none`: no program is loaded. */
+  fastPath: "on" | "off" | "none";
   runtime?: "deno" | "node";
   daemonFlags?: string[];
 }
@@ -160,7 +161,7 @@ export class Topology {
       [
         ...[`--net=/run/netns/${this.ns("host")}`, join(root, "bin/natbridge"), "daemon"],
         ...["--state-dir", join(this.folder, "state"), "--run-dir", join(this.folder, "run")],
-        ...(this.#options.fastPath ? [] : ["--no-fast-path"]),
+        ...(this.#options.fastPath === "none" ? ["--no-fast-path"] : []),
         ...(this.#options.daemonFlags ?? []),
         ...flags,
       ],
@@ -186,6 +187,12 @@ export class Topology {
       await sleep(20);
     }
     child.unref();
+    if (this.#options.fastPath === "off")
+      await this.ok("PATCH", "/v1/datapath", { fastPath: false });
+  }
+
+  get fastPath(): TopologyOptions["fastPath"] {
+    return this.#options.fastPath;
   }
 
   async #isReady(): Promise<boolean> {

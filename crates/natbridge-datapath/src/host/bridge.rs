@@ -101,16 +101,19 @@ fn configure(
         .ok_or_else(|| Error::new(ErrorKind::NotFound, "it vanished"))?;
     let attributes = vec![LinkAttribute::IfAlias(spec.alias.clone()), LinkAttribute::Mtu(spec.mtu)];
     link::set(netlink, link.ifindex, attributes).context("setting alias and MTU")?;
-    harden(&spec.name, addresses)?;
+    prepare_ipv6(&spec.name, addresses)?;
     for address in addresses {
         address::add(netlink, link.ifindex, *address)?;
     }
     link::set_up(netlink, link.ifindex, true)
 }
 
-/// Endpoints must not become the host's routers, and IPv6 must work where an address asks for it.
-fn harden(name: &str, addresses: &[InterfaceAddress]) -> Result<()> {
+/// Endpoints must not become the host's routers, and IPv6 must work where an address asks for it, at
+/// once: while the bridge's link-local address waits for duplicates, the kernel has no source for
+/// neighbour solicitations and forwards nothing (RFC 4862 section 5.4; ip-sysctl, accept_dad).
+fn prepare_ipv6(name: &str, addresses: &[InterfaceAddress]) -> Result<()> {
     sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
+    sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
     if addresses.iter().any(|entry| entry.address.is_ipv6()) {
         sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
     }
@@ -138,7 +141,7 @@ fn mend(
             .context("setting the MTU")?;
         mended.push(format!("set MTU from {} to {}", link.mtu, spec.mtu));
     }
-    harden(&spec.name, addresses)?;
+    prepare_ipv6(&spec.name, addresses)?;
     mended.extend(address::ensure(netlink, link.ifindex, addresses)?);
     if !link.up {
         link::set_up(netlink, link.ifindex, true)?;
