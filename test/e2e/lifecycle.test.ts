@@ -110,7 +110,7 @@ test("a FORWARD policy of DROP is met, whoever set it", async () => {
   for (const policy of [
     [
       "iptables-nft -P FORWARD DROP; ip6tables-nft -P FORWARD DROP",
-      "iptables-nft -P FORWARD ACCEPT; ip6tables-nft -P FORWARD ACCEPT",
+      "iptables-nft -P FORWARD ACCEPT; ip6tables-nft -P FORWARD ACCEPT; nft delete table ip filter; nft delete table ip6 filter",
     ],
     [
       "iptables-legacy -P FORWARD DROP; ip6tables-legacy -P FORWARD DROP",
@@ -155,7 +155,7 @@ test("uninstalling leaves the host as it was found", async () => {
   assert.is(result.code, 0, result.stderr);
   const inode = topology.must("host", "stat -Lc %i /proc/self/ns/net").trim();
   assert.is(topology.run("host", `ls -d /sys/fs/bpf/natbridge/*${inode}*`).code, 2);
-  assert.is(topology.run("host", `pgrep -f 'natbridge-holder.*${topology.folder}'`).code, 1);
+  assert.is(topology.run("host", `pgrep -f '[n]atbridge-holder.*${topology.folder}'`).code, 1);
   assert.is(hostState(), pristine);
 });
 

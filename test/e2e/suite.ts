@@ -3,7 +3,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { DatapathStatus } from "../../src/network/datapath-status.ts";
 import { scenarios, setUp } from "./scenarios.ts";
-import { Topology, type TopologyOptions } from "./topology.ts";
+import { addresses, Topology, type TopologyOptions } from "./topology.ts";
 
 export function runScenarios(options: TopologyOptions): void {
   const test = suite(
@@ -22,6 +22,8 @@ export function runScenarios(options: TopologyOptions): void {
       await scenario.run(topology);
     });
   test("what carried all this", async () => {
+    const bulk = await topology?.stream("client", addresses.host.ipv4, 8080, 1);
+    assert.ok(bulk?.ok, bulk?.error);
     const status = await topology?.ok<DatapathStatus>("GET", "/v1/datapath");
     assert.is(status?.mode, options.fastPath === "on" ? "fast" : "kernel");
     assert.is((status?.cache.fastPackets ?? 0) > 0, options.fastPath === "on", "fast packets");
