@@ -64,6 +64,13 @@ struct nb_device {
 	struct nb_address addresses[NB_DEVICE_ADDRESSES];
 };
 
+/* What a program found in `devices`, for as long as the generation is the same. */
+struct nb_device_copy {
+	__u32 ifindex;
+	__u32 generation;
+	struct nb_device device;
+};
+
 /* Why a packet was dropped. Append only. */
 enum nb_drop {
 	NB_DROP_SPOOFED_MAC,
@@ -135,6 +142,13 @@ struct nb_flow {
 	 * some. */
 	__u64 packets;
 	__u64 bytes;
+};
+
+/* Slots of nb_presence. A power of two; small enough to stay in a CPU's own cache. */
+#define NB_PRESENCE_SLOTS 16384
+
+struct nb_presence {
+	__u32 until[NB_PRESENCE_SLOTS];
 };
 
 /* What ingress saw of a packet that egress may learn from. */

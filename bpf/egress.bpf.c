@@ -7,9 +7,11 @@
 #include "lib/checksum.h"
 #include "lib/conntrack.h"
 #include "lib/count.h"
+#include "lib/device.h"
 #include "lib/maps.h"
 #include "lib/note.h"
 #include "lib/packet.h"
+#include "lib/presence.h"
 
 #define NB_BASE_LEASE 250000000U
 #define NB_LONGEST_LEASE 1000000000U
@@ -131,6 +133,7 @@ static __always_inline int store(struct __sk_buff *skb, const struct nb_note *no
 	if (known) {
 		if (same_path(&known->path, &fresh->path)) {
 			renew(known, note->generation, now);
+			note_presence(&note->key.tuple, known->lease_end);
 			return 0;
 		}
 		fresh->packets = known->packets;
@@ -140,6 +143,7 @@ static __always_inline int store(struct __sk_buff *skb, const struct nb_note *no
 	fresh->lease_end = now + NB_BASE_LEASE;
 	fresh->lease_packets = 0;
 	fresh->generation = note->generation;
+	note_presence(&note->key.tuple, fresh->lease_end);
 	if (bpf_map_update_elem(&flows, &note->key, fresh, BPF_ANY))
 		return NB_PASS_CACHE_FULL;
 	count_event(NB_LEARNED);
@@ -184,13 +188,17 @@ static __always_inline int learn(struct __sk_buff *skb, __u32 slot, const struct
 SEC("tcx/egress")
 int nb_egress(struct __sk_buff *skb)
 {
-	__u32 mark = skb->tc_index, ifindex = skb->ifindex;
+	__u32 mark = skb->tc_index, ifindex = skb->ifindex, first = 0;
 	struct nb_device_counters *counters;
-	struct nb_device *device;
+	const struct nb_device *device;
+	struct nb_config *config;
 	__u32 slot;
 	int reason;
 
-	device = bpf_map_lookup_elem(&devices, &ifindex);
+	config = bpf_map_lookup_elem(&switches, &first);
+	if (!config)
+		return TC_ACT_UNSPEC;
+	device = find_device(ifindex, *(volatile __u32 *)&config->generation);
 	if (!device)
 		return TC_ACT_UNSPEC;
 	slot = device->slot;

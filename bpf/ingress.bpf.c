@@ -5,9 +5,11 @@
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
 #include "lib/count.h"
+#include "lib/device.h"
 #include "lib/maps.h"
 #include "lib/note.h"
 #include "lib/packet.h"
+#include "lib/presence.h"
 #include "lib/rewrite.h"
 #include "lib/spoof.h"
 
@@ -105,7 +107,7 @@ static __always_inline int pass_unknown(struct __sk_buff *skb, const struct nb_p
 {
 	__u32 hash;
 
-	if (sampled()) {
+	if (sampled(counters)) {
 		hash = flow_hash(&packet->key);
 		if (flow_is_worth_learning(hash))
 			leave_note(skb, packet, hash, generation);
@@ -121,7 +123,7 @@ static __always_inline int pass_expired(struct __sk_buff *skb, const struct nb_p
 	bool slow = flow->lease >= NB_LONGEST_LEASE && flow->lease_packets < NB_SLOW_FLOW_PACKETS;
 
 	count_event(flow->generation == generation ? NB_EXPIRED : NB_INVALIDATED);
-	if (!slow || sampled())
+	if (!slow || sampled(counters))
 		leave_note(skb, packet, flow_hash(&packet->key), generation);
 	return pass(counters, NB_PASS_LEASE_OVER);
 }
@@ -150,31 +152,36 @@ static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet
 	return send_on(skb, &flow->path);
 }
 
-static __always_inline int fast_path(struct __sk_buff *skb, const struct nb_config *config,
-				     struct nb_device_counters *counters)
+static __always_inline int fast_path(struct __sk_buff *skb, struct nb_device_counters *counters,
+				     __u32 generation)
 {
-	/* Read before the kernel path decides: what changes meanwhile makes the flow stale. */
-	__u32 generation = *(volatile __u32 *)&config->generation;
 	struct nb_packet packet;
 	struct nb_flow *flow;
+	bool may_have;
+	__u64 now;
 	int reason;
 
 	reason = parse_packet(skb, &packet);
 	if (reason)
 		return pass(counters, reason);
+	if (packet.key.protocol == IPPROTO_TCP &&
+	    (packet.tcp_flags & (NB_TCP_FIN | NB_TCP_SYN | NB_TCP_RST)) == NB_TCP_SYN)
+		return pass(counters, NB_PASS_TCP_FLAGS);
+	now = bpf_ktime_get_coarse_ns();
+	may_have = may_be_cached(&packet.key.tuple, now);
 	if (packet.key.protocol == IPPROTO_TCP) {
 		__u8 flags = packet.tcp_flags;
 
-		if (flags & (NB_TCP_FIN | NB_TCP_RST))
+		if (may_have && flags & (NB_TCP_FIN | NB_TCP_RST))
 			forget_flow(&packet);
 		if ((flags & (NB_TCP_FIN | NB_TCP_SYN | NB_TCP_RST | NB_TCP_URG | NB_TCP_ACK)) !=
 		    NB_TCP_ACK)
 			return pass(counters, NB_PASS_TCP_FLAGS);
 	}
-	flow = bpf_map_lookup_elem(&flows, &packet.key);
+	flow = may_have ? bpf_map_lookup_elem(&flows, &packet.key) : 0;
 	if (!flow)
 		return pass_unknown(skb, &packet, counters, generation);
-	if (flow->generation != generation || bpf_ktime_get_coarse_ns() >= flow->lease_end)
+	if (flow->generation != generation || now >= flow->lease_end)
 		return pass_expired(skb, &packet, flow, counters, generation);
 	return forward(skb, &packet, flow, counters);
 }
@@ -184,14 +191,18 @@ int nb_ingress(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, first = 0;
 	struct nb_device_counters *counters;
+	const struct nb_device *device;
 	struct nb_config *config;
-	struct nb_device *device;
-	__u32 slot;
+	__u32 slot, generation;
 	int reason;
 
-	device = bpf_map_lookup_elem(&devices, &ifindex);
 	config = bpf_map_lookup_elem(&switches, &first);
-	if (!device || !config)
+	if (!config)
+		return TC_ACT_UNSPEC;
+	/* Read before the kernel path decides: what changes meanwhile makes the flow stale. */
+	generation = *(volatile __u32 *)&config->generation;
+	device = find_device(ifindex, generation);
+	if (!device)
 		return TC_ACT_UNSPEC;
 	slot = device->slot;
 	counters = bpf_map_lookup_elem(&device_counters, &slot);
@@ -210,5 +221,5 @@ int nb_ingress(struct __sk_buff *skb)
 	}
 	if (!config->enabled || !(device->flags & NB_DEVICE_FAST_PATH))
 		return pass(counters, NB_PASS_DISABLED);
-	return fast_path(skb, config, counters);
+	return fast_path(skb, counters, generation);
 }

@@ -3,8 +3,10 @@
 
 struct nb_config_map switches SEC(".maps");
 struct nb_devices_map devices SEC(".maps");
+struct nb_device_copies_map device_copies SEC(".maps");
 struct nb_device_counters_map device_counters SEC(".maps");
 struct nb_flows_map flows SEC(".maps");
+struct nb_presence_map presence SEC(".maps");
 struct nb_notes_map notes SEC(".maps");
 struct nb_sightings_map sightings SEC(".maps");
 struct nb_scratch_map scratch SEC(".maps");

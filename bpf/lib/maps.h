@@ -14,6 +14,8 @@
 #define NB_NOTES 64
 /* Flows per CPU that were seen once lately. A power of two. */
 #define NB_SIGHTINGS 4096
+/* Devices per CPU whose description is at hand. A power of two. */
+#define NB_DEVICE_COPIES 256
 
 /* The switches. Mapped into userspace, which changes them with plain atomic stores. */
 struct nb_config_map {
@@ -34,6 +36,15 @@ struct nb_devices_map {
 };
 extern struct nb_devices_map devices SEC(".maps");
 
+/* Descriptions of the devices this CPU had to do with lately. See device.h. */
+struct nb_device_copies_map {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NB_DEVICE_COPIES);
+	__type(key, __u32);
+	__type(value, struct nb_device_copy);
+};
+extern struct nb_device_copies_map device_copies SEC(".maps");
+
 /* Counters by a device's slot. Set before load. */
 struct nb_device_counters_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -51,6 +62,15 @@ struct nb_flows_map {
 	__type(value, struct nb_flow);
 };
 extern struct nb_flows_map flows SEC(".maps");
+
+/* See presence.h. One element, because elements of their own would be padded to eight bytes. */
+struct nb_presence_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct nb_presence);
+};
+extern struct nb_presence_map presence SEC(".maps");
 
 /* Ingress's notes for egress. */
 struct nb_notes_map {

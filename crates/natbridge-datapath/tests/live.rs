@@ -86,6 +86,20 @@ fn bulk_flows_are_fast_by_clsact_filters() {
     every_direction_is_fast(0, Some(Mechanism::Clsact));
 }
 
+#[test]
+fn a_flow_is_learned_within_its_first_hundred_packets() {
+    let topology = Topology::new(0);
+    let loaded = Loaded::new();
+    Topology::attach(&loaded.fast_path);
+    let _web = Server::iperf3(&topology.web, 80);
+    for published in ["10.9.0.1", "fd00:9::1"] {
+        let before = counters(&loaded.fast_path, "up0").fast_packets;
+        topology.client.run(&format!("iperf3 -c {published} -p 8080 -u -b 10M -l 1000 -n 100000"));
+        let fast = counters(&loaded.fast_path, "up0").fast_packets - before;
+        assert!(fast >= 30, "{published}: {fast} of 100");
+    }
+}
+
 /// Bytes the sandbox has received.
 fn received(topology: &Topology) -> u64 {
     topology.sandbox_counters()[0]

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use common::packet::{Packet, TCP, UDP};
 use common::{Loaded, Namespace, ifindex, run};
-use libbpf_rs::ProgramInput;
+use libbpf_rs::{MapCore, MapFlags, ProgramInput};
 use natbridge_datapath::fastpath::abi::{nb_flow, nb_flow_key, nb_path, nb_tuple};
 use natbridge_datapath::fastpath::{DeviceRole, DeviceSpec, Pins, Table};
 
@@ -40,7 +40,16 @@ impl Bench {
             Table::open(&Pins::new(&loaded.options.pin_directory).unwrap(), "flows").unwrap();
         let bench = Self { loaded, flows, uplink, endpoint, _host: host };
         bench.set_devices(true);
+        bench.set_presence(0xff);
         bench
+    }
+
+    /// Fills the times until which flows may be in the cache: planting does not set them.
+    fn set_presence(&self, byte: u8) {
+        let pins = Pins::new(&self.loaded.options.pin_directory).unwrap();
+        let map = pins.open_map("presence").unwrap();
+        let value = vec![byte; map.value_size() as usize];
+        map.update(&0u32.to_ne_bytes(), &value, MapFlags::ANY).unwrap();
     }
 
     fn set_devices(&self, fast_path: bool) {
@@ -640,6 +649,43 @@ fn nothing_is_fast_when_switched_off() {
     assert_eq!(action(), REDIRECT);
     bench.loaded.fast_path.bump_generation();
     assert_eq!(action(), NEXT);
+}
+
+#[test]
+fn the_cache_is_asked_only_for_what_may_be_there() {
+    let bench = Bench::new();
+    let (packet, result) = published(TCP)[0].clone();
+    let key = key_of(&packet, bench.uplink);
+    bench.plant(&key, &flow_to(&bench, &packet, &result, bench.endpoint));
+    bench.set_presence(0);
+    assert_eq!(bench.ingress(bench.uplink, &packet.bytes(), 0).0, NEXT);
+    assert_eq!(bench.event("unknown_flow"), 1);
+    bench.set_presence(0xff);
+    assert_eq!(bench.ingress(bench.uplink, &packet.bytes(), 0).0, REDIRECT);
+}
+
+#[test]
+fn a_changed_device_is_noticed_by_the_next_packet() {
+    let bench = Bench::new();
+    let own = Packet::new(UDP, "10.9.0.2", "10.1.2.3").bytes();
+    let action = || bench.ingress(bench.endpoint, &own, 0).0;
+    assert_eq!(action(), NEXT);
+    let mut spec = DeviceSpec {
+        ifindex: bench.endpoint,
+        role: DeviceRole::Endpoint,
+        mtu: 1500,
+        mac: OWN_MAC,
+        addresses: vec!["10.9.0.3".parse().unwrap()],
+        spoof_check: true,
+        fast_path: true,
+    };
+    bench.loaded.fast_path.set_device(&spec).unwrap();
+    assert_eq!(action(), DROP, "its address is another one now");
+    bench.loaded.fast_path.remove_device(bench.endpoint).unwrap();
+    assert_eq!(action(), NEXT, "it is not described any more");
+    spec.addresses = vec!["10.9.0.2".parse().unwrap()];
+    bench.loaded.fast_path.set_device(&spec).unwrap();
+    assert_eq!(action(), NEXT, "its address is the old one again");
 }
 
 #[test]

@@ -130,10 +130,12 @@ impl FastPath {
             (Ok(_), _) => {}
             (Err(cause), Some(entry)) => {
                 self.devices.set(&spec.ifindex, &entry)?;
+                self.bump_generation();
                 return Err(cause);
             }
             (Err(cause), None) => {
                 self.devices.remove(&spec.ifindex)?;
+                self.bump_generation();
                 return Err(cause);
             }
         }

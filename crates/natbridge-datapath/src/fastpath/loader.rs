@@ -160,6 +160,8 @@ impl FastPath {
         for (ifindex, device) in self.devices.entries()? {
             if device_name(ifindex).is_none() {
                 self.devices.remove(&ifindex)?;
+                // The programs keep copies as long as the generation is the same.
+                self.bump_generation();
             } else if device.flags & nb_device_flag::NB_DEVICE_CLSACT.0 != 0 {
                 attach_clsact(&self.programs, ifindex)?;
             }
