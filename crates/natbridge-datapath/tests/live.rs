@@ -203,3 +203,103 @@ fn a_transfer_survives_on_off_reload_and_unload() {
     assert!(received(&topology) - unloaded > 10_000_000, "unloading stopped the transfer");
     assert!(client.0.wait().unwrap().success());
 }
+
+/// Fast packets and how often `reason` kept a packet from being fast or learned.
+fn fast_and(loaded: &Loaded, reason: &str) -> (u64, u64) {
+    let fast = ["up0", "hv0"].map(|name| counters(&loaded.fast_path, name).fast_packets);
+    let passes = loaded.fast_path.counters().unwrap().passes;
+    (fast.iter().sum(), passes.iter().find(|count| count.reason == reason).unwrap().count)
+}
+
+/// Adds rules to the host, sends a bulk flow through the published port, and demands that it came
+/// through without one fast packet, for that reason.
+fn expect_not_learned(rules: &str, reason: &str) {
+    let topology = Topology::new(0);
+    let loaded = Loaded::new();
+    Topology::attach(&loaded.fast_path);
+    let _web = Server::iperf3(&topology.web, 80);
+    run(&format!("nft -f - <<'END'\n{rules}\nEND"));
+    topology.client.run("iperf3 -c 10.9.0.1 -p 8080 -t 1");
+    let (fast, kept) = fast_and(&loaded, reason);
+    assert_eq!(fast, 0, "{rules}");
+    assert!(kept > 10, "{rules}: {:?}", loaded.fast_path.counters().unwrap());
+    // The same flow without the rules is fast: it was they that kept it from being so.
+    run("nft delete table ip other");
+    topology.client.run("iperf3 -c 10.9.0.1 -p 8080 -t 1");
+    assert!(fast_and(&loaded, reason).0 > 100, "{rules}: not fast without them either");
+}
+
+const MANGLED: &str = "packet_changed";
+
+#[test]
+fn a_ttl_set_by_a_foreign_rule_is_not_learned() {
+    expect_not_learned(
+        "table ip other { chain forward { type filter hook forward priority mangle;
+         ip ttl set 33
+         }
+         }",
+        MANGLED,
+    );
+}
+
+#[test]
+fn a_dscp_set_by_a_foreign_rule_is_not_learned() {
+    expect_not_learned(
+        "table ip other { chain postrouting { type filter hook postrouting priority mangle;
+         ip dscp set af41
+         }
+         }",
+        MANGLED,
+    );
+}
+
+#[test]
+fn a_flow_with_a_helper_is_not_learned() {
+    expect_not_learned(
+        "table ip other { ct helper ftp { type \"ftp\" protocol tcp; }
+         chain prerouting { type filter hook prerouting priority mangle;
+         tcp dport 8080 ct helper set \"ftp\"
+         }
+         }",
+        "conntrack_helper",
+    );
+}
+
+#[test]
+fn a_flow_in_a_zone_of_its_own_is_not_learned() {
+    expect_not_learned(
+        "table ip other { chain prerouting { type filter hook prerouting priority raw;
+         ct zone set 7
+         }
+         }",
+        "no_conntrack",
+    );
+}
+
+/// A sandbox that asks for its own published port: both directions arrive and leave by `hv0`.
+fn hairpin_is_fast(bridge_nf_call_iptables: u8) {
+    let topology = Topology::new(bridge_nf_call_iptables);
+    let loaded = Loaded::new();
+    Topology::attach(&loaded.fast_path);
+    run(
+        "ip link set hv0 type bridge_slave hairpin on
+         nft add rule inet nat postrouting oifname br0 ip saddr 172.32.0.0/24 ct status dnat masquerade
+         nft add rule inet nat postrouting oifname br0 ip6 saddr fd00:32::/64 ct status dnat masquerade",
+    );
+    let _web = Server::iperf3(&topology.web, 80);
+    for published in ["10.9.0.1", "fd00:9::1"] {
+        let line = format!("iperf3 -c {published} -p 8080 -t 2");
+        expect_fast(&loaded, &topology.web, &line, "hv0", false);
+        expect_fast(&loaded, &topology.web, &format!("{line} -R"), "hv0", false);
+    }
+}
+
+#[test]
+fn hairpin_is_fast_without_bridge_netfilter() {
+    hairpin_is_fast(0);
+}
+
+#[test]
+fn hairpin_is_fast_with_bridge_netfilter() {
+    hairpin_is_fast(1);
+}
