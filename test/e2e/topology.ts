@@ -14,10 +14,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { sendHttp } from "../../src/runtime/http-client.ts";
+import type { FlowAnswer } from "./flows.ts";
 import type { ProbeAnswer } from "./probe.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const probe = join(root, "test/e2e/probe.ts");
+const flows = join(root, "test/e2e/flows.ts");
 const deno = join(root, "node_modules/.bin/deno");
 const prefix = "nbt";
 
@@ -295,7 +297,25 @@ export class Topology {
     return this.#probe(from, ["stream", host, `${port}`, `${seconds}`]);
   }
 
+  /** Paced, checked, long-lived traffic: words as `flows.ts` takes them. */
+  flow(from: string, words: string[]): Promise<FlowAnswer> {
+    return this.#ask<FlowAnswer>(from, flows, words);
+  }
+
+  /** Starts a shell line that ends with the topology. */
+  background(name: string, line: string): void {
+    const child = spawn("nsenter", [`--net=/run/netns/${this.ns(name)}`, "sh", "-ec", line], {
+      stdio: "ignore",
+      detached: true,
+    });
+    child.unref();
+  }
+
   #probe(from: string, words: string[]): Promise<ProbeAnswer> {
+    return this.#ask<ProbeAnswer>(from, probe, words);
+  }
+
+  #ask<T>(from: string, program: string, words: string[]): Promise<T> {
     return new Promise((resolve, reject) => {
       execFile(
         "nsenter",
@@ -306,12 +326,12 @@ export class Topology {
           "-A",
           "--no-config",
           "--node-modules-dir=manual",
-          probe,
+          program,
           ...words,
         ],
-        { timeout: 60_000, maxBuffer: 1 << 24 },
+        { timeout: 120_000, maxBuffer: 1 << 24 },
         (error, stdout) => {
-          if (stdout.startsWith("{")) resolve(JSON.parse(stdout) as ProbeAnswer);
+          if (stdout.startsWith("{")) resolve(JSON.parse(stdout) as T);
           else reject(error ?? new Error("The probe said nothing"));
         },
       );
