@@ -39,6 +39,10 @@ fn attached(fast_path: &FastPath, program: &str) -> Vec<String> {
     programs.into_iter().find(|info| info.name == program).unwrap().attached
 }
 
+fn has_tcx() -> bool {
+    fastpath::kernel_features().unwrap().tcx
+}
+
 fn load(options: &FastPathOptions) -> (FastPath, bool) {
     FastPath::load(options).unwrap()
 }
@@ -82,7 +86,9 @@ fn a_later_process_adopts_devices_ports_and_counters() {
         assert_eq!(attached(&loaded.fast_path, program), ["up0"]);
     }
     let links = std::fs::read_dir(format!("{}/links", loaded.options.pin_directory)).unwrap();
-    assert_eq!(links.count(), 2, "the pins of the device that is gone");
+    // Filters of clsact have no pins.
+    let pins = if has_tcx() { 2 } else { 0 };
+    assert_eq!(links.count(), pins, "the pins of the device that is gone");
 }
 
 #[test]
@@ -106,6 +112,9 @@ fn other_sizes_and_other_namespaces_are_loaded_anew() {
 fn unloading_leaves_nothing_and_may_be_repeated() {
     let _host = host_with(&["up0"]);
     for mechanism in [Mechanism::Tcx, Mechanism::Clsact] {
+        if mechanism == Mechanism::Tcx && !has_tcx() {
+            continue;
+        }
         let loaded = Loaded::with(|options| options.mechanism = Some(mechanism));
         loaded.fast_path.set_device(&uplink("up0")).unwrap();
         assert_eq!(attached(&loaded.fast_path, "nb_ingress"), ["up0"]);
