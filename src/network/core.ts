@@ -111,7 +111,11 @@ export class Core implements Service, MetricsSource {
     return {
       datapath,
       holder,
-      applyHostSettings: (state) => void this.settings.apply(state, fastPathLoaded),
+      applyHostSettings: (state) => {
+        const known = new Set(this.settings.list().map(({ key }) => key));
+        return this.settings.apply(state, fastPathLoaded).filter((key) => !known.has(key));
+      },
+      takeBackHostSettings: (keys) => void this.settings.takeBack(keys),
       strictForwarding: () => this.settings.turnedForwardingOn(),
       bridgedPacketsAreFiltered: () => bridgedPacketsAreFiltered(datapath),
       fastPathLoaded: () => fastPathLoaded,

@@ -23,7 +23,7 @@ export class HostSettings {
   }
 
   /**
-   * Sets what this state needs; answers the keys it changed.
+   * Sets what this state needs; answers the keys it changed, those anew that it changed before too.
    *
    * @param fastPath conntrack will see a sample of a connection's segments and must not judge their
    * windows.
@@ -38,7 +38,7 @@ export class HostSettings {
     };
     if (state.network.values().some(({ bridge }) => bridge !== null)) need(forwarding4, "1");
     if (state.network.values().some(({ ipv6 }) => ipv6)) {
-      this.#keepRouterAdvertisements();
+      changed.push(...this.#keepRouterAdvertisements());
       need(forwarding6, "1");
     }
     if (fastPath) need(liberal, "1");
@@ -52,12 +52,13 @@ export class HostSettings {
   }
 
   /** A host that forwards ignores them unless accept_ra is 2 (kernel: ip-sysctl). */
-  #keepRouterAdvertisements(): void {
-    if (this.#datapath.readSysctl(forwarding6) === "1") return;
-    for (const name of this.#uplinks) {
-      const key = `net/ipv6/conf/${name}/accept_ra`;
-      if (this.#datapath.readSysctl(key) === "1") this.#set(key, "1", "2");
-    }
+  #keepRouterAdvertisements(): string[] {
+    if (this.#datapath.readSysctl(forwarding6) === "1") return [];
+    const keys = this.#uplinks
+      .map((name) => `net/ipv6/conf/${name}/accept_ra`)
+      .filter((key) => this.#datapath.readSysctl(key) === "1");
+    for (const key of keys) this.#set(key, "1", "2");
+    return keys;
   }
 
   list(): HostSetting[] {
@@ -71,8 +72,14 @@ export class HostSettings {
 
   /** Puts back every setting that still has natbridge's value; answers what could not be. */
   restore(): string[] {
+    return this.takeBack(this.list().map(({ key }) => key));
+  }
+
+  /** As `restore`, for these keys. */
+  takeBack(keys: string[]): string[] {
     const failures: string[] = [];
-    for (const { key, before, value } of this.list().toReversed()) {
+    const settings = this.list().filter(({ key }) => keys.includes(key));
+    for (const { key, before, value } of settings.toReversed()) {
       try {
         if (this.#datapath.readSysctl(key) === value) this.#datapath.writeSysctl(key, before);
         this.#store.forgetHostSetting(key);

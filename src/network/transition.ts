@@ -23,8 +23,9 @@ import {
 export interface TransitionTools {
   datapath: Datapath;
   holder: Holder;
-  /** Sysctls this state needs are set. */
-  applyHostSettings: (state: State) => void;
+  /** Sets the sysctls this state needs; answers those it set for the first time. */
+  applyHostSettings: (state: State) => string[];
+  takeBackHostSettings: (keys: string[]) => void;
   strictForwarding: () => boolean;
   bridgedPacketsAreFiltered: () => boolean;
   fastPathLoaded: () => boolean;
@@ -95,7 +96,11 @@ export async function advance(
   const { datapath, holder } = tools;
   const difference = compareStates(before, after);
   const bindings = { ...compareBindings(before, after), remove: [] };
-  await steps.run("host-settings", () => tools.applyHostSettings(after));
+  await steps.run(
+    "host-settings",
+    () => tools.applyHostSettings(after),
+    (keys) => tools.takeBackHostSettings(keys),
+  );
   if (bindings.add.length + bindings.retarget.length > 0)
     await steps.run(
       "reserve",

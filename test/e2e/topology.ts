@@ -128,7 +128,7 @@ export class Topology {
     for (const [name, link, { ipv4, ipv6 }] of sides)
       this.must(
         name,
-        `ip addr add ${ipv4}/24 dev ${link} && ip addr add ${ipv6}/64 dev ${link} nodad && ip link set ${link} up`,
+        `sysctl -qw net.ipv6.conf.${link}.accept_dad=0 && ip addr add ${ipv4}/24 dev ${link} && ip addr add ${ipv6}/64 dev ${link} nodad && ip link set ${link} up`,
       );
   }
 
@@ -157,7 +157,7 @@ export class Topology {
     return join(this.folder, "run/natbridge.sock");
   }
 
-  async startDaemon(flags: string[] = []): Promise<void> {
+  async startDaemon(flags: string[] = [], environment: NodeJS.ProcessEnv = {}): Promise<void> {
     const child = spawn(
       "nsenter",
       [
@@ -170,7 +170,11 @@ export class Topology {
       {
         detached: true,
         stdio: ["ignore", "pipe", "pipe"],
-        env: { ...process.env, NATBRIDGE_RUNTIME: this.#options.runtime ?? "deno" },
+        env: {
+          ...process.env,
+          NATBRIDGE_RUNTIME: this.#options.runtime ?? "deno",
+          ...environment,
+        },
       },
     );
     this.#daemon = child.pid ?? null;
