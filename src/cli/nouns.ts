@@ -19,6 +19,7 @@ export const nouns: Noun[] = [
   { name: "datapath", load: async () => (await import("./datapath.ts")).register },
   { name: "apply", load: async () => (await import("./apply.ts")).register },
   { name: "daemon", load: async () => (await import("./daemon.ts")).register },
+  { name: "demo", load: async () => (await import("./demo.ts")).register },
   { name: "token", load: async () => (await import("./token.ts")).register },
   { name: "uninstall", load: async () => (await import("./uninstall.ts")).register },
   { name: "completion", load: async () => (await import("./completion.ts")).register },
@@ -34,6 +35,8 @@ export function findNoun(argv: string[]): string | null {
     if (flagsWithValue.has(word)) index += 1;
     else if (word === "--help" || word === "-h") return null;
     else if (!word.startsWith("-")) {
+      // The demo's hidden commands are in its file.
+      if (word.startsWith("demo-")) return "demo";
       const known = nouns.some(({ name }) => name === word);
       return known && word !== "completion" ? word : null;
     }
