@@ -39,13 +39,17 @@ export interface TopologyOptions {
   runtime: "deno" | "node";
 }
 
+const directly = (topology: Topology): Topology => ({ ...topology, target: topology.webAddress });
+
 /** The variant between two machines, or, with `loopback`, between the host and its container. */
-export function build(
+export async function build(
   variant: Variant,
   options: TopologyOptions & { loopback: boolean },
 ): Promise<Topology> {
   if (variant === "hop") return hop();
   if (variant === "kernel" || variant === "fast") return natbridge(variant === "fast", options);
+  // The same host, rules and programs as `fast`: only the address differs that the client dials.
+  if (variant === "direct") return directly(await natbridge(true, options));
   return routed(variant, options);
 }
 
@@ -97,10 +101,7 @@ async function clientAndHost(options: TopologyOptions): Promise<{ client: string
 }
 
 /** Routes and a bridge, no rules and no NAT; with `docker-proxy`, the proxy on the host's loopback. */
-async function routed(
-  variant: Variant,
-  options: TopologyOptions & { loopback: boolean },
-): Promise<Topology> {
+async function routed(variant: Variant, options: TopologyOptions): Promise<Topology> {
   const { client, host } = await clientAndHost(options);
   const web = await addNamespace("web");
   await connect({ namespace: host, device: "veth0" }, { namespace: web, device: "eth0" });
@@ -122,8 +123,7 @@ async function routed(
   await tune(web);
   const status = async () => null;
   const direct = { client, host, web, webAddress: address.web, target: address.web, status };
-  if (!options.loopback) return direct;
-  if (variant !== "docker-proxy") return { ...direct, client: host };
+  if (variant !== "docker-proxy") return direct;
   startDockerProxy(host);
   return { ...direct, client: host, target: "127.0.0.1" };
 }
