@@ -13,6 +13,6 @@ export async function openLocalDatapath(): Promise<Datapath> {
 }
 
 /** Where a daemon in this network namespace pins its programs and maps. */
-export function pinDirectory(datapath: Pick<Datapath, "hostNamespace">): string {
+export function pinDirectory(datapath: { hostNamespace(): { inode: number } }): string {
   return `/sys/fs/bpf/natbridge/${datapath.hostNamespace().inode}`;
 }

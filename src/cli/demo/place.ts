@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -17,6 +18,7 @@ import { fileURLToPath } from "node:url";
 import { socketName } from "../../runtime/daemon-options.ts";
 import { Client } from "../client.ts";
 import { FailedError } from "../errors.ts";
+import { pinDirectory } from "../local-datapath.ts";
 
 const program = fileURLToPath(new URL("../../../bin/natbridge", import.meta.url));
 const prefix = "nbdemo";
@@ -172,6 +174,22 @@ export class Place {
     return `${this.name}-${place}`;
   }
 
+  get #daemonFlags(): string[] {
+    return ["--state-dir", join(this.folder, "state"), "--run-dir", join(this.folder, "run")];
+  }
+
+  /** What starts the daemon, as a shell's user would type it in host. */
+  get daemonCommand(): string {
+    return `$ natbridge daemon ${this.#daemonFlags.join(" ")}`;
+  }
+
+  /** Where its daemon pins programs and maps. */
+  get pins(): string {
+    return pinDirectory({
+      hostNamespace: () => ({ inode: statSync(`/run/netns/${this.ns("host")}`).ino }),
+    });
+  }
+
   /** Marks it as wanted after this process, so that no later demo removes it. */
   keep(): void {
     writeFileSync(join(this.folder, keptMarker), "");
@@ -214,13 +232,7 @@ export class Place {
     this.#starts += 1;
     const logPath = join(this.folder, `daemon-${this.#starts}.log`);
     const log = openSync(logPath, "a", 0o600);
-    const places = [
-      "--state-dir",
-      join(this.folder, "state"),
-      "--run-dir",
-      join(this.folder, "run"),
-    ];
-    const child = spawn("nsenter", inside(this.ns("host"), ["daemon", ...places]), {
+    const child = spawn("nsenter", inside(this.ns("host"), ["daemon", ...this.#daemonFlags]), {
       detached: true,
       stdio: ["ignore", log, log],
     });

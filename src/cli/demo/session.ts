@@ -110,7 +110,7 @@ async function survive(place: Place, story: Story): Promise<void> {
     const startingAt = Date.now();
     const output = await place.startDaemon();
     const facts = output.filter((line) => /^ {2}(fast path|holder|networks) /.test(line));
-    story.tell({ step: "start", output: facts }, ["$ natbridge daemon", ...facts]);
+    story.tell({ step: "start", output: facts }, [place.daemonCommand, ...facts]);
     await sleep(500);
     requester.finish();
     const { stream = [] } = await requester.report();
@@ -130,10 +130,7 @@ async function metrics(place: Place, story: Story): Promise<void> {
   const lines = (await answer.text())
     .split("\n")
     .filter((line) => /^natbridge_endpoint_\w+\{/.test(line) && !line.endsWith(" 0"));
-  story.tell({ step: "metrics", lines }, [
-    "$ curl --unix-socket … http://localhost/metrics",
-    ...lines,
-  ]);
+  story.tell({ step: "metrics", lines }, ["GET /metrics, of the endpoint and not zero:", ...lines]);
 }
 
 /** @throws FailedError at the first step that fails. */
@@ -141,7 +138,10 @@ export async function playSession(place: Place, story: Story): Promise<void> {
   story.title("A host with a daemon, a client beyond its uplink, and an empty sandbox: web");
   await place.build();
   const output = await place.startDaemon();
-  story.tell({ step: "start", output }, output.slice(0, 8));
+  story.tell({ step: "start", output, pins: place.pins }, [
+    place.daemonCommand,
+    ...output.slice(0, 8),
+  ]);
   const server = new Requester(place, "web", ["demo-server", String(webPort)]);
   await server.line();
   server.leave();
