@@ -56,7 +56,10 @@ function filesBelow(folder: string): string[] {
 }
 
 function uvuJob(file: string, runtime: "deno" | "node", seconds: number): Job {
-  const args = runtime === "deno" ? ["run", "--quiet", "-A", "--no-config", "--node-modules-dir=manual", file] : [file];
+  const args =
+    runtime === "deno"
+      ? ["run", "--quiet", "-A", "--no-config", "--node-modules-dir=manual", file]
+      : [file];
   return { name: `${runtime} ${file}`, command: binary(runtime), args, seconds, count: countUvu };
 }
 

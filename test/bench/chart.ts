@@ -51,6 +51,7 @@ export function chart(report: Report): string {
   }
   const one = layout.left + layout.perRatio;
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${layout.width + 160}" height="${y + 10}" font-family="sans-serif" font-size="12">
+<title>How many times better than natbridge's kernel path</title>
 <rect width="100%" height="100%" fill="#ffffff"/>
 ${text(16, 22, "How many times better than natbridge's kernel path", 'font-size="15"')}
 ${text(16, 40, setting(report), 'font-size="10" fill="#555555"')}
