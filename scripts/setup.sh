@@ -73,8 +73,8 @@ install_npm() {
 	wanted=$(sha256sum "$root/package.json" "$root/package-lock.json" | sha256sum)
 	if [ ! -d "$root/node_modules" ] || [ "$(cat "$stamps/npm" 2>/dev/null)" != "$wanted" ]; then
 		say 'installing npm packages, Deno among them'
-		(cd "$root" && npm install --no-audit --no-fund --loglevel=error) >"$stamps/npm.log" 2>&1 ||
-			refuse "npm install failed; its output is in $stamps/npm.log:" "$(tail -n 5 "$stamps/npm.log")"
+		(cd "$root" && npm install --no-audit --no-fund --loglevel=error --fetch-retries=2 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000) >"$stamps/npm.log" 2>&1 ||
+			refuse "npm install failed: is there a network? Its output is in $stamps/npm.log:" "$(tail -n 5 "$stamps/npm.log")"
 		sha256sum "$root/package.json" "$root/package-lock.json" | sha256sum >"$stamps/npm"
 	fi
 }

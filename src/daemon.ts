@@ -85,6 +85,13 @@ async function loadPrograms(
   }
 }
 
+/** What a newcomer types first; whoever has networks already looks at them. */
+function nextCommand({ state }: Core): string {
+  return state.network.values().every(({ predefined }) => predefined)
+    ? "natbridge network create my_net --subnet 172.32.0.0/24 --gateway 172.32.0.1"
+    : "natbridge status";
+}
+
 function announce(core: Core, listeners: Listeners, fastPath: string, holder: StartedHolder): void {
   const { features } = core.options;
   const sysctls = core.settings
@@ -107,7 +114,7 @@ function announce(core: Core, listeners: Listeners, fastPath: string, holder: St
     "",
     "Next, in another terminal:",
     "",
-    "    natbridge network create my_net --subnet 172.32.0.0/24 --gateway 172.32.0.1",
+    `    ${nextCommand(core)}`,
     "",
   ];
   process.stdout.write(`${lines.join("\n")}\n`);
