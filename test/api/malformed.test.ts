@@ -1,6 +1,6 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { at, createTestApp, seed } from "./support.ts";
+import { at, createCoreApp, seed } from "./support.ts";
 
 const test = suite("malformed requests");
 
@@ -205,9 +205,9 @@ for (const { call, status = 400, code = "invalid_request", pointer } of cases) {
   const [method, path, body, headers] = call;
   const shown = typeof body === "string" ? body.slice(0, 20) : JSON.stringify(body)?.slice(0, 60);
   test(`${method} ${path.slice(0, 60)} ${shown ?? ""} ${headers ? JSON.stringify(headers) : ""}`, async () => {
-    const api = createTestApp();
+    const api = await createCoreApp();
     await seed(api);
-    const before = api.service.dump();
+    const before = api.host.dump();
     const answer = await api.request(method, path, body, headers);
     assert.is(answer.status, status, answer.text.slice(0, 300));
     assert.is(answer.headers.get("content-type"), "application/problem+json");
@@ -224,7 +224,7 @@ for (const { call, status = 400, code = "invalid_request", pointer } of cases) {
       for (const error of errors) assert.ok(error.message.length > 0);
     }
     if (status === 405) assert.ok(answer.headers.get("allow"));
-    assert.is(api.service.dump(), before);
+    assert.is(api.host.dump(), before);
   });
 }
 

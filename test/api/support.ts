@@ -4,6 +4,9 @@ import type { Access } from "../../src/api/access.ts";
 import { createApp } from "../../src/api/app.ts";
 import type { Logger } from "../../src/log.ts";
 import { createMetrics } from "../../src/metrics/metrics.ts";
+import type { MetricsSource } from "../../src/metrics/source.ts";
+import type { Service } from "../../src/network/service.ts";
+import { CoreHost } from "./core-host.ts";
 import { StandIn } from "./stand-in.ts";
 
 /** Keeps what was logged as errors, and prints nothing. */
@@ -39,7 +42,18 @@ export function at({ body }: Pick<Answer, "body">, pointer: string): unknown {
 }
 
 export function createTestApp(access: Access | null = null) {
-  const service = new StandIn();
+  return serve(new StandIn(), access);
+}
+
+/** The routes over the real core, on a host in memory. */
+export async function createCoreApp() {
+  const host = await new CoreHost().start();
+  // Ready, without the upkeep's timers.
+  host.core.ready = () => true;
+  return { ...serve(host.core, null), host };
+}
+
+function serve<T extends Service & MetricsSource>(service: T, access: Access | null) {
   const log = new QuietLog();
   const shutdown = new AbortController();
   const metrics = createMetrics(service);
@@ -79,9 +93,10 @@ export function createTestApp(access: Access | null = null) {
 }
 
 export type TestApp = ReturnType<typeof createTestApp>;
+type Requester = Pick<TestApp, "request">;
 
 /** my_net, web in it, and port 8080 published. */
-export async function seed({ request }: TestApp): Promise<void> {
+export async function seed({ request }: Requester): Promise<void> {
   await request("POST", "/v1/networks", {
     name: "my_net",
     subnets: [{ subnet: "172.32.0.0/24" }],

@@ -1,0 +1,49 @@
+/** A holder in memory, for tests: bindings without sockets. */
+import {
+  type Holder,
+  type HolderBinding,
+  type HolderBindingState,
+  HolderError,
+  type HolderUpdate,
+} from "./types.ts";
+
+export class FakeHolder implements Holder {
+  readonly bindings = new Map<string, HolderBindingState>();
+  /** Keys that other processes hold. */
+  readonly taken = new Set<string>();
+  /** It does not answer. */
+  isDead = false;
+
+  #requireLife(): void {
+    if (this.isDead) throw new HolderError("unavailable", "no holder answers");
+  }
+
+  async list(): Promise<HolderBindingState[]> {
+    this.#requireLife();
+    return [...this.bindings.values()].map((binding) => ({ ...binding }));
+  }
+
+  async update({ add, remove, retarget }: HolderUpdate): Promise<void> {
+    this.#requireLife();
+    for (const { key } of add)
+      if (this.taken.has(key) || this.bindings.has(key))
+        throw new HolderError("address_in_use", `${key} is in use`, key);
+    for (const key of remove) this.bindings.delete(key);
+    for (const binding of add) this.bindings.set(binding.key, fresh(binding));
+    for (const change of retarget) {
+      const known = this.bindings.get(change.key);
+      if (known) this.bindings.set(change.key, { ...known, ...change });
+    }
+  }
+
+  close(): void {}
+
+  async shutdown(): Promise<void> {
+    this.isDead = true;
+    this.bindings.clear();
+  }
+}
+
+function fresh(binding: HolderBinding): HolderBindingState {
+  return { ...binding, connections: 0, active: 0, bytes: 0, refused: 0, lastError: null };
+}
