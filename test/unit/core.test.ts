@@ -1,0 +1,224 @@
+/** The core on a host in memory: whole or not at all, mending, and what is left to others. */
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { DatapathError } from "../../src/datapath/error.ts";
+import { stepNames } from "../../src/network/steps.ts";
+import { ProblemError } from "../../src/problem.ts";
+import { CoreHost } from "../api/core-host.ts";
+
+const test = suite<{ host: CoreHost }>("core");
+test.before.each(async (context) => {
+  delete process.env["NATBRIDGE_FAIL_AFTER"];
+  context.host = await new CoreHost().start();
+});
+test.after.each(() => {
+  delete process.env["NATBRIDGE_FAIL_AFTER"];
+});
+
+const network = { name: "my_net", subnets: [{ subnet: "172.32.0.0/24" }, { subnet: "fd32::/64" }] };
+const web = { name: "web", network: "my_net", netns: "web", addresses: ["172.32.0.10"] };
+const port = { name: "p", endpoint: "web", hostPort: 8080, containerPort: 80 };
+
+async function seed({ core }: CoreHost): Promise<void> {
+  await core.networks.create(network);
+  await core.endpoints.create(web);
+  await core.ports.create(port);
+}
+
+async function code(work: Promise<unknown>): Promise<string> {
+  try {
+    await work;
+  } catch (error) {
+    return error instanceof ProblemError ? error.code : String(error);
+  }
+  return "done";
+}
+
+test("makes the predefined networks once", async ({ host }) => {
+  const names = host.core.networks.list().map(({ name }) => name);
+  assert.equal(names, ["bridge", "host", "none"]);
+  const again = host.makeCore();
+  await again.upkeep.begin();
+  assert.is(again.networks.list().length, 3);
+  assert.equal([...host.datapath.links.keys()], ["lo", "eth0", "nb0"]);
+});
+
+for (const step of stepNames)
+  test(`a failure after ${step} leaves kernel, holder and database as before`, async ({ host }) => {
+    await seed(host);
+    const before = host.dump();
+    process.env["NATBRIDGE_FAIL_AFTER"] = step;
+    const input = {
+      owner: "o",
+      networks: [{ name: "n", subnets: [{ subnet: "10.1.0.0/24" }, { subnet: "fd01::/64" }] }],
+      endpoints: [{ name: "e", network: "n", netns: "db" }],
+      ports: [{ name: "q", endpoint: "e", hostPort: 9000, containerPort: 80 }],
+    };
+    assert.match(await code(host.core.apply(input, { dryRun: false })), /stopped after step/);
+    assert.is(host.dump(), before);
+    delete process.env["NATBRIDGE_FAIL_AFTER"];
+    assert.is(await code(host.core.apply(input, { dryRun: false })), "done");
+    assert.is.not(host.dump(), before);
+  });
+
+test("a kernel that refuses a device leaves all as before", async ({ host }) => {
+  await host.core.networks.create(network);
+  const before = host.dump();
+  host.datapath.failNext("createEndpoint", new DatapathError("io", "no memory"));
+  assert.match(await code(host.core.endpoints.create(web)), /no memory/);
+  assert.is(host.dump(), before);
+});
+
+test("a port that somebody holds is refused, an ephemeral one is picked anew", async ({ host }) => {
+  await seed(host);
+  host.holder.taken.add("tcp/0.0.0.0/9000");
+  assert.is(
+    await code(host.core.ports.create({ endpoint: "web", hostPort: 9000, containerPort: 80 })),
+    "port_in_use",
+  );
+  for (let free = 32768; free < 60999; free++)
+    if (free !== 40000) host.holder.taken.add(`tcp/0.0.0.0/${free}`);
+  const range = { endpoint: "web", hostPort: "39990-40000", containerPort: 80 } as const;
+  const made = await host.core.ports.create(range);
+  assert.is(made.bindings[0]?.hostPort, 40000);
+});
+
+test("what was removed behind its back is made again, and told", async ({ host }) => {
+  await seed(host);
+  const { core, datapath, holder } = host;
+  const before = host.dump().replace(/"ifindex":\d+|"master":\d+|"events":\d+|\[\d+,\{/g, "");
+  const endpoint = core.endpoints.get("web");
+  await datapath.deleteLink(endpoint.hostInterface);
+  await datapath.removeFirewall();
+  datapath.writeSysctl("net/ipv4/ip_forward", "0");
+  await holder.shutdown();
+  await core.upkeep.now();
+  const after = host.dump().replace(/"ifindex":\d+|"master":\d+|"events":\d+|\[\d+,\{/g, "");
+  assert.is(after, before);
+  const told = core.events.since(0)?.filter(({ type }) => type === "reconcile.repaired") ?? [];
+  for (const what of [/endpoint web/, /nftables/, /ip_forward/, /host ports reserved/])
+    assert.ok(
+      told.some(({ message }) => what.test(message)),
+      `${what}`,
+    );
+  assert.is(core.upkeep.counts.repairs, told.length);
+});
+
+test("leftovers of its own go, devices of others stay", async ({ host }) => {
+  host.datapath.addLink({ name: "nb-old", alias: "natbridge:network:0000" });
+  host.datapath.addLink({ name: "nbfoe", alias: "somebody else's" });
+  await host.core.upkeep.now();
+  assert.not.ok(host.datapath.links.has("nb-old"));
+  assert.ok(host.datapath.links.has("nbfoe"));
+});
+
+test("a sandbox that is gone is reported, kept, and deleted on demand", async ({ host }) => {
+  await seed(host);
+  const { core, datapath } = host;
+  const endpoint = core.endpoints.get("web");
+  datapath.sandboxes.delete("/run/netns/web");
+  await datapath.deleteLink(endpoint.hostInterface);
+  // Another namespace of the same name is another sandbox.
+  datapath.addSandbox("/run/netns/web");
+  await core.upkeep.now();
+  const [, present] = core.endpoints.get("web").status.conditions;
+  assert.is(present?.status, "false");
+  assert.ok(core.events.since(0)?.some(({ type }) => type === "sandbox.lost"));
+  await core.endpoints.remove("web");
+  assert.is(core.sandboxes.list().length, 0);
+  assert.is(host.holder.bindings.size, 0);
+});
+
+test("a device that can't be removed is tried again", async ({ host }) => {
+  await seed(host);
+  const { core, datapath } = host;
+  const { hostInterface } = core.endpoints.get("web");
+  datapath.failNext("deleteLink", new DatapathError("io", "busy"));
+  await core.endpoints.remove("web");
+  assert.is(
+    await code(Promise.resolve().then(() => core.endpoints.get("web"))),
+    "endpoint_not_found",
+  );
+  assert.ok(datapath.links.has(hostInterface));
+  await core.upkeep.now();
+  assert.not.ok(datapath.links.has(hostInterface));
+});
+
+test("a restart adopts: nothing is made, mended or told", async ({ host }) => {
+  await seed(host);
+  const before = host.dump();
+  const again = host.makeCore();
+  await again.upkeep.begin();
+  assert.is(host.dump(), before);
+  assert.is(again.upkeep.counts.repairs, 0);
+});
+
+test("a port moves to another endpoint and number, whole", async ({ host }) => {
+  await seed(host);
+  await host.core.endpoints.create({ name: "db", network: "my_net", netns: "db" });
+  const moved = await host.core.ports.patch("p", { endpoint: "db", hostPort: 8081 });
+  assert.is(moved.endpoint, "db");
+  const targets = [...host.holder.bindings.values()].map(({ key, targetAddress }) => [
+    key,
+    targetAddress,
+  ]);
+  const db = host.core.endpoints.get("db").addresses.map((address) => address.split("/")[0]);
+  assert.equal(targets.sort(), [
+    ["tcp/0.0.0.0/8081", db[0]],
+    ["tcp/::/8081", db[1]],
+  ]);
+  assert.ok(host.datapath.firewall.ports.every(({ hostPort }) => hostPort === 8081));
+});
+
+test("apply prunes only what its owner made", async ({ host }) => {
+  await seed(host);
+  const input = { owner: "o", networks: [{ name: "a" }, { name: "b" }] };
+  await host.core.apply(input, { dryRun: false });
+  const less = { owner: "o", networks: [{ name: "a" }], prune: true };
+  const dry = await host.core.apply(less, { dryRun: true });
+  assert.equal(dry.deleted.networks, ["b"]);
+  assert.ok(host.core.networks.get("b"));
+  const done = await host.core.apply(less, { dryRun: false });
+  assert.equal([done.deleted.networks, done.unchanged.networks], [["b"], ["a"]]);
+  assert.ok(host.core.networks.get("my_net"));
+  const theirs = { owner: "p", networks: [{ name: "a" }] };
+  assert.is(await code(host.core.apply(theirs, { dryRun: false })), "name_taken");
+});
+
+test("the highest priority gives the default route; an internal network never does", async ({
+  host,
+}) => {
+  await seed(host);
+  const routes = () => host.datapath.sandboxes.get("/run/netns/web")?.routes;
+  assert.equal(routes()?.ipv4, { gateway: "172.32.0.1", interface: "eth0" });
+  await host.core.networks.create({ name: "a_net", subnets: [{ subnet: "10.2.0.0/24" }] });
+  await host.core.networks.create({ name: "inside", internal: true });
+  const second = { name: "second", network: "a_net", netns: "web", defaultRoutePriority: 5 };
+  assert.is((await host.core.endpoints.create(second)).interface, "eth1");
+  assert.equal(routes()?.ipv4, { gateway: "10.2.0.1", interface: "eth1" });
+  const inside = { name: "third", network: "inside", netns: "web", defaultRoutePriority: 9 };
+  await host.core.endpoints.create(inside);
+  assert.equal(routes()?.ipv4, { gateway: "10.2.0.1", interface: "eth1" });
+  await host.core.endpoints.remove("second");
+  assert.equal(routes()?.ipv4, { gateway: "172.32.0.1", interface: "eth0" });
+});
+
+test("what hinders the fast path switches it off there, and is told", async ({ host }) => {
+  await seed(host);
+  const { core, datapath } = host;
+  datapath.xfrmPolicies = 1;
+  await core.upkeep.now();
+  assert.ok([...datapath.devices.values()].every(({ fastPath }) => !fastPath));
+  assert.match(JSON.stringify((await core.datapathStatus()).off), /IPsec/);
+  assert.is((await core.datapathStatus()).mode, "kernel");
+  datapath.xfrmPolicies = 0;
+  await core.networks.patch("my_net", { fastPath: "off" });
+  await core.upkeep.now();
+  const ifindex = core.endpoints.get("web").ifindex;
+  assert.is(datapath.devices.get(ifindex)?.fastPath, false);
+  const uplink = datapath.links.get("eth0")?.ifindex ?? 0;
+  assert.is(datapath.devices.get(uplink)?.fastPath, true);
+  assert.ok(core.events.since(0)?.some(({ type }) => type === "datapath.degraded"));
+});
+
+test.run();
