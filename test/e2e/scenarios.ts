@@ -59,7 +59,7 @@ export async function setUp(topology: Topology): Promise<void> {
 }
 
 /** An exchange that must work; answers the client address the server saw. */
-async function reaches(
+export async function reaches(
   topology: Topology,
   from: string,
   protocol: "tcp" | "udp",
@@ -71,7 +71,7 @@ async function reaches(
   return answer.seen.split(" ")[0] ?? "";
 }
 
-async function fails(
+export async function fails(
   topology: Topology,
   from: string,
   protocol: "tcp" | "udp",
