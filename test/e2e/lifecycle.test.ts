@@ -21,6 +21,9 @@ function hostState(): string {
       "iptables-save | grep -v '^#' || true; ip6tables-save | grep -v '^#' || true",
       "sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.netfilter.nf_conntrack_tcp_be_liberal",
       "sysctl -n net.ipv6.conf.up0.accept_ra net.ipv6.conf.up1.accept_ra",
+      // Programs on the root cgroup, which all namespaces share: ours are told by their number.
+      'programs=$(bpftool cgroup show $(awk \'$3 == "cgroup2" { print $2; exit }\' /proc/mounts)) && echo "$programs" | wc -l',
+      "bpftool net show 2>/dev/null | grep -E 'up[01]' || true",
     ].join("; "),
   );
 }
@@ -40,6 +43,7 @@ test("set up", async () => {
   await topology.startDaemon();
   await setUp(topology);
   await isServed();
+  assert.is.not(hostState(), pristine);
 });
 
 test("killed with -9 and started again five times under traffic, nothing is lost", async () => {
