@@ -85,6 +85,9 @@ static __always_inline int parse_transport(struct cursor *cursor, struct nb_pack
 		packet->key.tuple.source_port = tcp->source;
 		packet->key.tuple.destination_port = tcp->dest;
 		packet->tcp_flags = ((__u8 *)tcp)[13];
+		/* For conntrack invalid: a rule may say so. */
+		if (tcp->doff * 4 < sizeof(*tcp))
+			return NB_PASS_TRUNCATED;
 		packet->segment_length += tcp->doff * 4;
 		return 0;
 	}
@@ -95,6 +98,10 @@ static __always_inline int parse_transport(struct cursor *cursor, struct nb_pack
 			return NB_PASS_TRUNCATED;
 		packet->key.tuple.source_port = udp->source;
 		packet->key.tuple.destination_port = udp->dest;
+		/* As above. */
+		if (bpf_ntohs(udp->len) < sizeof(*udp) ||
+		    bpf_ntohs(udp->len) + packet->segment_length > packet->network_length)
+			return NB_PASS_TRUNCATED;
 		packet->segment_length += sizeof(*udp);
 		return 0;
 	}

@@ -10,6 +10,11 @@
 
 #define NB_NOT_SPOOFED -1
 #define NB_NEIGHBOUR_ADVERTISEMENT 136
+#define NB_NO_ICMPV6 0
+#define NB_VLAN_ID 0x0fff
+/* Extension headers in a row that are followed; RFC 8200 section 4.1 knows of no more. */
+#define NB_EXTENSION_HEADERS 8
+#define NB_FRAGMENT_OFFSET bpf_htons(0xfff8)
 
 /* ARP over Ethernet for IPv4, RFC 826. */
 struct nb_arp {
@@ -77,32 +82,79 @@ static __always_inline bool is_link_local(const struct nb_address *address)
 	return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
-static __always_inline int spoofed_ipv6(struct cursor *cursor, const struct nb_device *device)
+/* The beginning of a hop-by-hop, routing, destination options or fragment header, RFC 8200. */
+struct nb_extension {
+	__u8 next;
+	/* In units of 8 bytes, the first left out; a fragment header has none. */
+	__u8 length;
+	__be16 fragment_offset;
+};
+
+/*
+ * Offset of the ICMPv6 header, NB_NO_ICMPV6, or -1 if the packet can't be followed to its payload.
+ * Receivers heed neighbour discovery behind any extension header but a fragment's (RFC 6980). The
+ * headers' lengths vary, so they are read by a helper, which checks bounds as the cursor does.
+ */
+static __always_inline int find_icmpv6(struct __sk_buff *skb, __u8 next)
+{
+	__u32 offset = sizeof(struct ethhdr) + sizeof(struct ipv6hdr);
+	struct nb_extension extension;
+
+	for (__u32 i = 0; i < NB_EXTENSION_HEADERS; i++) {
+		if (next == IPPROTO_ICMPV6)
+			return offset;
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			return NB_NO_ICMPV6;
+		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
+			return -1;
+		if (next == IPPROTO_FRAGMENT) {
+			if (extension.fragment_offset & NB_FRAGMENT_OFFSET)
+				return NB_NO_ICMPV6;
+			offset += 8;
+		} else {
+			offset += (extension.length + 1) * 8;
+		}
+		next = extension.next;
+	}
+	return -1;
+}
+
+static __always_inline int spoofed_advertisement(struct __sk_buff *skb, __u8 next,
+						 const struct nb_device *device)
+{
+	int offset = find_icmpv6(skb, next);
+	struct nb_address target;
+	__u8 type;
+
+	if (offset == NB_NO_ICMPV6)
+		return NB_NOT_SPOOFED;
+	if (offset < 0)
+		return NB_DROP_UNREADABLE;
+	if (bpf_skb_load_bytes(skb, offset, &type, sizeof(type)) ||
+	    type != NB_NEIGHBOUR_ADVERTISEMENT)
+		return NB_NOT_SPOOFED;
+	if (bpf_skb_load_bytes(skb, offset + sizeof(struct icmp6hdr), &target, sizeof(target)))
+		return NB_DROP_UNREADABLE;
+	return is_link_local(&target) || device_has_address(device, &target)
+		   ? NB_NOT_SPOOFED
+		   : NB_DROP_SPOOFED_NEIGHBOUR;
+}
+
+static __always_inline int spoofed_ipv6(struct __sk_buff *skb, struct cursor *cursor,
+					const struct nb_device *device)
 {
 	struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
-	struct icmp6hdr *icmp;
-	struct in6_addr *target;
-	struct nb_address address;
+	struct nb_address source;
 
 	if (!ip)
 		return NB_DROP_UNREADABLE;
-	address_from_v6(&address, ip->saddr.in6_u.u6_addr32);
+	address_from_v6(&source, ip->saddr.in6_u.u6_addr32);
 	/* Link-local addresses are the sandbox's own choice; :: is duplicate address detection. */
-	if (!is_link_local(&address) && !address_is_zero(&address) &&
-	    !device_has_address(device, &address))
+	if (!is_link_local(&source) && !address_is_zero(&source) &&
+	    !device_has_address(device, &source))
 		return NB_DROP_SPOOFED_IPV6;
-	if (ip->nexthdr != IPPROTO_ICMPV6)
-		return NB_NOT_SPOOFED;
-	icmp = cursor_take(cursor, sizeof(*icmp));
-	if (!icmp || icmp->icmp6_type != NB_NEIGHBOUR_ADVERTISEMENT)
-		return NB_NOT_SPOOFED;
-	target = cursor_take(cursor, sizeof(*target));
-	if (!target)
-		return NB_DROP_UNREADABLE;
-	address_from_v6(&address, target->in6_u.u6_addr32);
-	return is_link_local(&address) || device_has_address(device, &address)
-		   ? NB_NOT_SPOOFED
-		   : NB_DROP_SPOOFED_NEIGHBOUR;
+	return spoofed_advertisement(skb, ip->nexthdr, device);
 }
 
 /* NB_NOT_SPOOFED, or the reason to drop the frame (enum nb_drop). */
@@ -118,13 +170,22 @@ static __always_inline int check_source(struct __sk_buff *skb, const struct nb_d
 		return NB_DROP_UNREADABLE;
 	if (!device_has_mac(device, ethernet->h_source))
 		return NB_DROP_SPOOFED_MAC;
+	/*
+	 * Receivers take VLAN 0 for no VLAN, however many tags are stacked, while bridges and rules
+	 * on the way see a frame that is none of IP. The first tag is in the metadata already.
+	 */
+	if (skb->vlan_present && !(skb->vlan_tci & NB_VLAN_ID))
+		return NB_DROP_UNREADABLE;
 	switch (ethernet->h_proto) {
 	case bpf_htons(ETH_P_IP):
 		return spoofed_ipv4(&cursor, device);
 	case bpf_htons(ETH_P_IPV6):
-		return spoofed_ipv6(&cursor, device);
+		return spoofed_ipv6(skb, &cursor, device);
 	case bpf_htons(ETH_P_ARP):
 		return spoofed_arp(&cursor, device);
+	case bpf_htons(ETH_P_8021Q):
+	case bpf_htons(ETH_P_8021AD):
+		return NB_DROP_UNREADABLE;
 	default:
 		return NB_NOT_SPOOFED;
 	}

@@ -512,6 +512,27 @@ const PASSES: &[Case] = &[
         change: |arrival| arrival.mangle = |bytes| bytes[46] = 0xf0,
     },
     Case {
+        name: "a TCP header shorter than the least",
+        reason: "truncated",
+        protocols: &[TCP],
+        families: &[4],
+        change: |arrival| arrival.mangle = |bytes| bytes[46] = 0x40,
+    },
+    Case {
+        name: "a UDP length of less than its header",
+        reason: "truncated",
+        protocols: &[UDP],
+        families: &[4],
+        change: |arrival| arrival.mangle = |bytes| bytes[39] = 7,
+    },
+    Case {
+        name: "a UDP length of more than the packet",
+        reason: "truncated",
+        protocols: &[UDP],
+        families: &[6],
+        change: |arrival| arrival.mangle = |bytes| bytes[59] += 1,
+    },
+    Case {
         name: "a jumbogram",
         reason: "truncated",
         protocols: BOTH,
@@ -728,6 +749,31 @@ fn icmp6(source: &str, kind: u8, target: &str) -> Vec<u8> {
     bytes
 }
 
+/// The frame with a VLAN tag behind its MAC addresses.
+fn tagged(frame: &[u8], vlan: u8) -> Vec<u8> {
+    let mut bytes = frame[..12].to_vec();
+    bytes.extend([0x81, 0, 0, vlan]);
+    bytes.extend(&frame[12..]);
+    bytes
+}
+
+/// An IPv6 packet with extension headers of these kinds and lengths put before its payload.
+fn extended(packet: &[u8], headers: &[(u8, u8)]) -> Vec<u8> {
+    let mut bytes = packet[..54].to_vec();
+    let mut next = std::mem::replace(&mut bytes[20], headers[0].0);
+    let kinds = headers.iter().skip(1).map(|header| header.0).chain([next]);
+    for (&(_, length), following) in headers.iter().zip(kinds.collect::<Vec<_>>()) {
+        next = following;
+        bytes.extend([next, length]);
+        bytes.resize(bytes.len() + 6 + usize::from(length) * 8, 0);
+    }
+    assert_eq!(next, packet[20]);
+    bytes.extend(&packet[54..]);
+    let length = u16::try_from(bytes.len() - 54).unwrap();
+    bytes[18..20].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
 #[test]
 fn spoofed_sources_are_dropped_and_own_ones_are_not() {
     let bench = Bench::new();
@@ -742,6 +788,8 @@ fn spoofed_sources_are_dropped_and_own_ones_are_not() {
         bytes[14] = 0x46;
         bytes
     };
+    let lie = icmp6("fe80::1", 136, "fd00:9::1");
+    let truth = icmp6("fd00:9::2", 136, "fd00:9::2");
     let table: Vec<(&str, Vec<u8>, Option<&str>)> = vec![
         ("own IPv4", udp("10.9.0.2"), None),
         ("own IPv6", udp("fd00:9::2"), None),
@@ -761,6 +809,14 @@ fn spoofed_sources_are_dropped_and_own_ones_are_not() {
         ("ARP for the gateway", arp(OWN_MAC, [10, 9, 0, 1]), Some("spoofed_neighbour")),
         ("ARP of another", arp(BRIDGE_MAC, [10, 9, 0, 2]), Some("spoofed_neighbour")),
         ("a false advertisement", icmp6("fe80::1", 136, "fd00:9::1"), Some("spoofed_neighbour")),
+        ("it behind options", extended(&lie, &[(60, 0)]), Some("spoofed_neighbour")),
+        ("it behind more", extended(&lie, &[(0, 0), (43, 2), (60, 9)]), Some("spoofed_neighbour")),
+        ("it behind a fragment header", extended(&lie, &[(44, 0)]), Some("spoofed_neighbour")),
+        ("it behind too much", extended(&lie, &[(60, 0); 9]), Some("unreadable")),
+        ("the truth behind options", extended(&truth, &[(0, 0), (60, 3)]), None),
+        ("options and no more", extended(&truth, &[(60, 9)])[..56].to_vec(), Some("unreadable")),
+        ("ARP behind two tags", tagged(&arp(OWN_MAC, [10, 9, 0, 1]), 0), Some("unreadable")),
+        ("IPv4 behind two tags", tagged(&udp("10.9.0.3"), 5), Some("unreadable")),
         ("half an ARP", arp(OWN_MAC, [10, 9, 0, 2])[..30].to_vec(), Some("unreadable")),
     ];
     for (name, bytes, reason) in table {

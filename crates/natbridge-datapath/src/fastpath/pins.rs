@@ -77,6 +77,10 @@ impl Pins {
     /// # Errors
     /// The kernel's; a pin that is not there is none.
     pub fn remove_link(&self, name: &str) -> Result<()> {
+        // The last reference's end detaches some time later: too late for who attaches again.
+        if let Ok(Some(link)) = self.open_link(name) {
+            let _ = link.detach();
+        }
         remove_if_there(&self.link(name))
     }
 
