@@ -35,6 +35,11 @@ export async function planApply(planning: Planning, input: ApplyInput): Promise<
   }
   for (const network of networks) putNetwork(planning, network);
   for (const endpoint of endpoints) await putEndpoint(planning, endpoint);
+  // Then what moves, so that ports may swap their host ports, whatever their order.
+  for (const { name, hostPort } of ports) {
+    const known = draft.port.named(name);
+    if (known && known.hostPort !== hostPort) planning.ports.book.release(known.id);
+  }
   for (const port of ports) putPort(planning, port);
 }
 

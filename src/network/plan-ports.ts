@@ -21,18 +21,27 @@ const isWildcard = (address: string): boolean => address === "0.0.0.0" || addres
 /** Host sockets of published ports. A wildcard takes every address of its family. */
 export class SocketBook {
   readonly #sockets = new Map<string, { hostAddress: string; port: PortRecord }[]>();
+  /** The record of each port whose sockets count, by id. */
+  readonly #current = new Map<string, PortRecord>();
 
   constructor(state: State) {
     for (const port of state.port.values()) this.take(port);
   }
 
+  /** Takes the port's sockets; those an earlier record of it had are free. */
   take(port: PortRecord): void {
+    this.#current.set(port.id, port);
     for (const { hostAddress, hostPort } of port.bindings) {
       const key = `${port.protocol}/${hostPort}`;
       const others = this.#sockets.get(key) ?? [];
       others.push({ hostAddress, port });
       this.#sockets.set(key, others);
     }
+  }
+
+  /** Frees the sockets of the port with this id. */
+  release(id: string): void {
+    this.#current.delete(id);
   }
 
   /** The published port, other than `except`, that has it; undefined if it is free. */
@@ -47,6 +56,7 @@ export class SocketBook {
       ?.find(
         (other) =>
           other.port.id !== except &&
+          this.#current.get(other.port.id) === other.port &&
           familyOf(other.hostAddress) === familyOf(hostAddress) &&
           (other.hostAddress === hostAddress ||
             isWildcard(other.hostAddress) ||
