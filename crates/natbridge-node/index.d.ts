@@ -181,7 +181,7 @@ export interface FirewallPort {
 
 /** All that the table `inet natbridge` must say. */
 export interface FirewallSpec {
-  strictForwarding: boolean
+  strictForwarding: Array<string>
   networks: Array<FirewallNetwork>
   ports: Array<FirewallPort>
 }

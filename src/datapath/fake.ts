@@ -50,7 +50,7 @@ const features: KernelFeatures = {
 };
 
 const noTraffic = { receiveBytes: 0, receivePackets: 0, transmitBytes: 0, transmitPackets: 0 };
-const noFirewall: FirewallSpec = { strictForwarding: false, networks: [], ports: [] };
+const noFirewall: FirewallSpec = { strictForwarding: [], networks: [], ports: [] };
 
 function makeLink(link: Partial<LinkInfo> & { ifindex: number; name: string }): LinkInfo {
   return {

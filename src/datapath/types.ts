@@ -125,8 +125,8 @@ export interface HostEvent {
 
 /** All that the one nftables table `inet natbridge` must say. */
 export interface FirewallSpec {
-  /** natbridge turned forwarding on: drop forwarding that is not of its own bridges. */
-  strictForwarding: boolean;
+  /** natbridge turned their forwarding on: drop what is not of its own bridges. */
+  strictForwarding: Family[];
   networks: FirewallNetwork[];
   ports: FirewallPort[];
 }

@@ -1,5 +1,5 @@
 /** Host-wide settings natbridge needs: recorded before they are changed, restored on uninstall. */
-import type { Datapath } from "../datapath/types.ts";
+import type { Datapath, Family } from "../datapath/types.ts";
 import type { HostSetting, Store } from "../store/store.ts";
 import type { State } from "./state.ts";
 
@@ -65,9 +65,12 @@ export class HostSettings {
     return this.#store.hostSettings();
   }
 
-  /** natbridge turned forwarding on: what is not its own must not profit from it. */
-  turnedForwardingOn(): boolean {
-    return this.list().some(({ key }) => key === forwarding4 || key === forwarding6);
+  /** Families whose forwarding natbridge turned on: what is not its own must not profit from it. */
+  turnedForwardingOn(): Family[] {
+    const keys = new Set(this.list().map(({ key }) => key));
+    return (["ipv4", "ipv6"] as const).filter((family) =>
+      keys.has(family === "ipv4" ? forwarding4 : forwarding6),
+    );
   }
 
   /** Puts back every setting that still has natbridge's value; answers what could not be. */

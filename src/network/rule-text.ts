@@ -1,5 +1,5 @@
 /** `GET /v1/rules`: networks and ports as elements of the table, and as iptables would say it. */
-import type { FirewallPort } from "../datapath/types.ts";
+import type { Family, FirewallPort } from "../datapath/types.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { State } from "./state.ts";
 import { firewallSpec } from "./wanted.ts";
@@ -40,7 +40,7 @@ function portIptables(port: FirewallPort): string[] {
   );
 }
 
-export function describeRules(state: State, strictForwarding: boolean): RuleDescription[] {
+export function describeRules(state: State, strictForwarding: Family[]): RuleDescription[] {
   const networks = state.network.values().flatMap((network): RuleDescription[] => {
     if (network.bridge === null) return [];
     const { bridge } = network;

@@ -4,7 +4,7 @@
  * which goes on after errors: what it leaves, the next reconciliation removes.
  */
 import { DatapathError } from "../datapath/error.ts";
-import type { ConntrackFilter, Datapath } from "../datapath/types.ts";
+import type { ConntrackFilter, Datapath, Family } from "../datapath/types.ts";
 import type { Holder, HolderUpdate } from "../holder/types.ts";
 import { withoutPrefix } from "./addresses.ts";
 import type { EndpointRecord } from "./records.ts";
@@ -26,7 +26,7 @@ export interface TransitionTools {
   /** Sets the sysctls this state needs; answers those it set for the first time. */
   applyHostSettings: (state: State) => string[];
   takeBackHostSettings: (keys: string[]) => void;
-  strictForwarding: () => boolean;
+  strictForwarding: () => Family[];
   bridgedPacketsAreFiltered: () => boolean;
   fastPathLoaded: () => boolean;
   /** Finds the endpoints' devices, and tells the programs of them if they are loaded. */

@@ -4,6 +4,7 @@ import type {
   DefaultRoute,
   DeviceSpec,
   EndpointSpec,
+  Family,
   FirewallPort,
   FirewallSpec,
   PortEntry,
@@ -97,7 +98,7 @@ function firewallPorts(endpoint: EndpointRecord, port: PortRecord): FirewallPort
   });
 }
 
-export function firewallSpec(state: State, strictForwarding: boolean): FirewallSpec {
+export function firewallSpec(state: State, strictForwarding: Family[]): FirewallSpec {
   return {
     strictForwarding,
     networks: state.network.values().flatMap((network) =>

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use napi::bindgen_prelude::spawn_blocking;
 use napi_derive::napi;
-use natbridge_datapath::firewall::{self as datapath, Prefix, Protocol};
+use natbridge_datapath::firewall::{self as datapath, Family, Prefix, Protocol};
 use natbridge_datapath::{Error, ErrorKind, Result};
 
 use crate::error::to_napi;
@@ -12,7 +12,7 @@ use crate::error::to_napi;
 /// All that the table `inet natbridge` must say.
 #[napi(object)]
 pub struct FirewallSpec {
-    pub strict_forwarding: bool,
+    pub strict_forwarding: Vec<String>,
     pub networks: Vec<FirewallNetwork>,
     pub ports: Vec<FirewallPort>,
 }
@@ -110,7 +110,11 @@ impl TryFrom<FirewallSpec> for datapath::FirewallSpec {
 
     fn try_from(spec: FirewallSpec) -> Result<Self> {
         Ok(Self {
-            strict_forwarding: spec.strict_forwarding,
+            strict_forwarding: collect(
+                "strictForwarding",
+                spec.strict_forwarding,
+                |field, word| Family::parse(&word, field),
+            )?,
             networks: collect("networks", spec.networks, network)?,
             ports: collect("ports", spec.ports, port)?,
         })

@@ -108,10 +108,8 @@ impl Elements {
     }
 
     fn add_networks(&mut self, spec: &FirewallSpec) {
-        if spec.strict_forwarding {
-            for family in ["ipv4", "ipv6"] {
-                self.insert("strict_forwarding", family.into(), String::new());
-            }
+        for family in &spec.strict_forwarding {
+            self.insert("strict_forwarding", family.as_str().into(), String::new());
         }
         for network in &spec.networks {
             let bridge = format!("\"{}\"", network.bridge);

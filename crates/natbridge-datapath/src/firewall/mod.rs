@@ -19,4 +19,4 @@ pub use apply::{FirewallChange, apply_firewall, remove_firewall};
 pub use foreign::{ForeignRuleset, read_foreign_ruleset};
 pub use mark::FORWARD_ACCEPT_MARK;
 pub use prefix::Prefix;
-pub use spec::{FirewallNetwork, FirewallPort, FirewallSpec, FirewallSubnet, Protocol};
+pub use spec::{Family, FirewallNetwork, FirewallPort, FirewallSpec, FirewallSubnet, Protocol};

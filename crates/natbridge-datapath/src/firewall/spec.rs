@@ -9,10 +9,41 @@ use crate::error::{Error, ErrorKind, Result};
 /// All that the table `inet natbridge` must say.
 #[derive(Clone, Debug, Default)]
 pub struct FirewallSpec {
-    /// Drop forwarding that touches none of our bridges.
-    pub strict_forwarding: bool,
+    /// Drop forwarding of these families that touches none of our bridges.
+    pub strict_forwarding: Vec<Family>,
     pub networks: Vec<FirewallNetwork>,
     pub ports: Vec<FirewallPort>,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// nft's word for it, and the API's.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        }
+    }
+
+    /// Reads the API's word.
+    ///
+    /// # Errors
+    /// `Invalid`, naming `field`.
+    pub fn parse(text: &str, field: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|family| family.as_str() == text)
+            .ok_or_else(|| invalid(format!("{field}: {text:?} is no family; use ipv4 or ipv6")))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -175,7 +206,8 @@ mod tests {
     }
 
     fn refusal(networks: Vec<FirewallNetwork>, ports: Vec<FirewallPort>) -> String {
-        let error = FirewallSpec { strict_forwarding: false, networks, ports }.check().unwrap_err();
+        let error =
+            FirewallSpec { strict_forwarding: Vec::new(), networks, ports }.check().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         error.to_string()
     }

@@ -66,7 +66,7 @@ pub const SETS: &[Set] = &[
     set("internal_bridges", &[Interface]),
     // Pairs of one bridge with itself: networks whose endpoints reach each other.
     set("same_bridge", &[Interface, Interface]),
-    // Both families where forwarding that is not ours is dropped; empty elsewhere.
+    // Families whose forwarding is dropped where it is not ours.
     set("strict_forwarding", &[Family]),
     set("own_subnet4", &[Interface, Ipv4Prefix]),
     set("own_subnet6", &[Interface, Ipv6Prefix]),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use natbridge_datapath::ErrorKind;
 use natbridge_datapath::firewall::{
-    FirewallChange, FirewallPort, FirewallSpec, Prefix, Protocol, apply_firewall,
+    Family, FirewallChange, FirewallPort, FirewallSpec, Prefix, Protocol, apply_firewall,
     ensure_forward_accepts, read_foreign_ruleset, remove_firewall, remove_forward_accepts,
 };
 
@@ -32,7 +32,7 @@ fn only_differences_are_written() {
     spec.ports[4].from.push(Prefix::parse("10.0.0.0/8", "from").unwrap());
     spec.ports[4].from.push(Prefix::parse("10.1.0.0/16", "from").unwrap());
     spec.ports.pop();
-    spec.strict_forwarding = true;
+    spec.strict_forwarding = Family::ALL.into();
     let change = apply(&namespaces, &spec);
     assert_eq!(
         change,

@@ -13,8 +13,8 @@
 use std::net::IpAddr;
 
 use natbridge_datapath::firewall::{
-    FORWARD_ACCEPT_MARK, FirewallNetwork, FirewallPort, FirewallSpec, FirewallSubnet, Prefix,
-    Protocol,
+    FORWARD_ACCEPT_MARK, Family, FirewallNetwork, FirewallPort, FirewallSpec, FirewallSubnet,
+    Prefix, Protocol,
 };
 
 use super::namespaces::Namespaces;
@@ -147,6 +147,7 @@ pub fn spec(strict_forwarding: bool) -> FirewallSpec {
             isolated: bridge == "fw-s",
         })
         .into();
+    let strict_forwarding = if strict_forwarding { Family::ALL.into() } else { Vec::new() };
     FirewallSpec { strict_forwarding, networks, ports: ports() }
 }
 
