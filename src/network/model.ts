@@ -13,9 +13,16 @@ export const nameSchema = z
 /** A name, an id or a unique prefix of one. */
 export const refSchema = z.string().min(1).max(64);
 export const labelsSchema = z.record(z.string().min(1).max(128), z.string().max(256));
+/**
+ * What the kernel takes as a name as it is (`dev_valid_name`; it counts up a `%d`), has no meaning of
+ * its own to nft (`*`, quotes), and is no folder of /proc/sys/net/ipv4/conf (`all`, `default`).
+ */
 export const interfaceNameSchema = z
   .string()
-  .regex(/^(?!\.{1,2}$)[^\s/:]{1,15}$/, "must be 1 to 15 bytes without spaces, '/' and ':'");
+  .regex(
+    /^(?!(?:\.{1,2}|all|default)$)(?!.*["\\*/:%])[!-~]{1,15}$/,
+    "must be 1 to 15 printable ASCII characters without '/', ':', '%', '*', quotes and backslashes, and neither all nor default",
+  );
 export const protocolSchema = z.enum(["tcp", "udp", "sctp"]);
 export const mtuSchema = z.int().min(68).max(65535);
 const portNumberSchema = z.int().min(1).max(65535);

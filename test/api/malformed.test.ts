@@ -42,6 +42,9 @@ const cases: Case[] = [
   network({ subnets: [{ subnet: "a" }, { subnet: "b" }, { subnet: "c" }] }, "/subnets"),
   network({ bridge: "sixteen-bytes-xx" }, "/bridge"),
   network({ bridge: "a/b" }, "/bridge"),
+  ...["é".repeat(8), "nb%d", "v*", 'a"b', "a\\b", "a\u0000", "all", "default", ".."].map((bridge) =>
+    network({ bridge }, "/bridge"),
+  ),
   network({ mtu: 67 }, "/mtu"),
   network({ mtu: 65536 }, "/mtu"),
   network({ mtu: 1500.5 }, "/mtu"),
@@ -76,6 +79,8 @@ const cases: Case[] = [
   endpoint({ addresses: "172.32.0.5" }, "/addresses"),
   endpoint({ addresses: ["a", "b", "c"] }, "/addresses"),
   endpoint({ interface: "eth 0" }, "/interface"),
+  endpoint({ interface: "eth%d" }, "/interface"),
+  endpoint({ interface: "default" }, "/interface"),
   endpoint({ aliases: ["ok", ""] }, "/aliases/1"),
   endpoint({ defaultRoutePriority: 1e9 }, "/defaultRoutePriority"),
   endpoint({ sourceCheck: 0 }, "/sourceCheck"),
