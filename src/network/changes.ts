@@ -29,7 +29,7 @@ import {
   refuseInternal,
 } from "./plan-ports.ts";
 import type { EndpointRecord, NetworkRecord, PortRecord } from "./records.ts";
-import { findSandbox, planSandbox } from "./sandbox-lookup.ts";
+import { findSandbox, planSandbox, withLivePath } from "./sandbox-lookup.ts";
 import type { State } from "./state.ts";
 
 /** All that planning may look at besides the draft. */
@@ -119,9 +119,9 @@ export async function createEndpoint(
   const { draft, datapath, request } = planning;
   const network = draft.network.resolve(input.network, "/network");
   const found = await findSandbox(datapath, draft, input);
-  const sandbox = planSandbox(draft, found, request);
+  const sandbox = await withLivePath(datapath, planSandbox(draft, found, request), found);
   const record = planEndpoint(draft, network, sandbox, input, found.present, request);
-  if (!draft.sandbox.get(sandbox.id)) draft.sandbox.put(sandbox);
+  if (draft.sandbox.get(sandbox.id) !== sandbox) draft.sandbox.put(sandbox);
   draft.endpoint.put(record);
   return record;
 }

@@ -30,17 +30,18 @@ async function pathOf(
   datapath: Datapath,
   state: State,
   input: EndpointInput,
-): Promise<{ path: string; pointer: string }> {
+): Promise<{ path: string; pointer: string; key: string | null }> {
   const given = [input.sandbox, input.netns, input.pid].filter((value) => value !== undefined);
   if (given.length !== 1)
     throw invalidField("/sandbox", "give exactly one of sandbox, netns and pid");
   if (input.sandbox !== undefined) {
     const sandbox = state.sandbox.resolve(input.sandbox, "/sandbox");
-    return { path: sandbox.netns, pointer: "/sandbox" };
+    return { path: sandbox.netns, pointer: "/sandbox", key: sandbox.key };
   }
-  if (input.netns !== undefined) return { path: netnsPath(input.netns), pointer: "/netns" };
-  const { path } = await datapath.resolvePid(input.pid ?? 0);
-  return { path, pointer: "/pid" };
+  if (input.netns !== undefined)
+    return { path: netnsPath(input.netns), pointer: "/netns", key: null };
+  const { path, key } = await datapath.resolvePid(input.pid ?? 0);
+  return { path, pointer: "/pid", key };
 }
 
 /**
@@ -58,6 +59,12 @@ export async function findSandbox(
     const found = await pathOf(datapath, state, input);
     pointer = found.pointer;
     const info = await datapath.inspectSandbox(found.path);
+    // A path outlives what it led to: a netns is made again, a process number is given again.
+    if (found.key !== null && found.key !== info.key)
+      throw refuse(
+        pointer,
+        `${found.path} leads to another namespace by now (${info.key}, not ${found.key}): name the one that is meant by netns or pid.`,
+      );
     if (info.isHost)
       throw refuse(
         pointer,
@@ -70,6 +77,22 @@ export async function findSandbox(
     if (!isTheirs) throw error;
     throw refuse(input.pid === undefined ? pointer : "/pid", error.message);
   }
+}
+
+/** The sandbox with the path it was found by, if the path it is known by leads there no more. */
+export async function withLivePath(
+  datapath: Datapath,
+  sandbox: SandboxRecord,
+  found: FoundSandbox,
+): Promise<SandboxRecord> {
+  if (sandbox.netns === found.path) return sandbox;
+  try {
+    const { key } = await datapath.inspectSandbox(sandbox.netns);
+    if (key === sandbox.key) return sandbox;
+  } catch (error) {
+    if (!(error instanceof DatapathError)) throw error;
+  }
+  return { ...sandbox, netns: found.path, revision: sandbox.revision + 1 };
 }
 
 /** The sandbox of this namespace, as it is known or as a new record. */
