@@ -1,4 +1,5 @@
 /** Planning an endpoint: interface, addresses, MAC. No I/O. */
+import { randomBytes } from "node:crypto";
 import { ProblemError } from "../problem.ts";
 import {
   type Address,
@@ -94,7 +95,14 @@ function planAddresses(state: State, network: NetworkRecord, input: EndpointInpu
   });
 }
 
-function planMac(input: EndpointInput, addresses: Address[]): string {
+/** The asked MAC or one made of the address; two of the same on one bridge would get each other's frames. */
+function planMac(
+  state: State,
+  network: NetworkRecord,
+  input: EndpointInput,
+  addresses: Address[],
+): string {
+  const others = state.endpoint.of(network.id);
   if (input.mac !== undefined) {
     const mac = parseMac(input.mac);
     if (mac === null)
@@ -102,11 +110,18 @@ function planMac(input: EndpointInput, addresses: Address[]): string {
         "/mac",
         `"${input.mac}" is no unicast MAC address such as 02:42:ac:20:00:0a`,
       );
-    return mac;
+    const holder = others.find((other) => other.mac === mac);
+    if (!holder) return mac;
+    const message = `${mac} is in use by endpoint ${holder.name}: choose another MAC address`;
+    throw new ProblemError("address_in_use", message, [{ pointer: "/mac", message }]);
   }
   const base = addresses.find(({ family }) => family === "ipv4") ?? addresses[0];
   if (!base) throw new Error("An endpoint without an address");
-  return macFromAddress(base);
+  let mac = macFromAddress(base);
+  // IPv6 addresses may share their last four bytes, and a given MAC may look like a made one.
+  while (others.some((other) => other.mac === mac))
+    mac = `02:42:${randomBytes(4).toString("hex").match(/../g)?.join(":")}`;
+  return mac;
 }
 
 /** The asked interface name, or the next free `ethN`. */
@@ -188,7 +203,7 @@ export function planEndpoint(
       ({ text }, index) => `${text}/${network.subnets[index]?.subnet.split("/")[1]}`,
     ),
     gateway: network.subnets.flatMap(({ gateway }) => gateway ?? []),
-    mac: planMac(input, addresses),
+    mac: planMac(state, network, input, addresses),
     mtu: planMtu(network, input),
     aliases: input.aliases ?? [],
     defaultRoutePriority: input.defaultRoutePriority ?? 0,

@@ -123,6 +123,7 @@ const badEndpoints: [what: string, input: Partial<EndpointInput>, refusal: RegEx
     /^static_address_not_allowed/,
   ],
   ["multicast MAC", { mac: "01:00:5e:00:00:01" }, /^invalid_request/],
+  ["MAC of another", { mac: "02-42-AC-20-00-02" }, /^address_in_use: .*endpoint web/],
   ["name taken", { name: "web" }, /^name_taken/],
   ["a second time on one network", { netns: "web" }, /^invalid_request: .*already/],
   ["interface taken", { network: "bridge", netns: "web", interface: "eth0" }, /^interface_exists/],
@@ -137,6 +138,22 @@ for (const [what, input, expected] of badEndpoints)
     assert.match(told, expected, told);
     assert.is(host.dump(), before);
   });
+
+test("no two MACs of a network are the same", async ({ host: { core } }) => {
+  await core.networks.create({ name: "six", subnets: [{ subnet: "fd01::/64" }] });
+  const macs: string[] = [];
+  for (const [netns, address] of [
+    ["web", "fd01::a:0:2"],
+    ["db", "fd01::b:0:2"],
+    ["x", "fd01::c:0:2"],
+  ] as const) {
+    const input = { name: netns, network: "six", netns, addresses: [address] };
+    macs.push((await core.endpoints.create(input)).mac);
+  }
+  assert.is(macs[0], "02:42:00:00:00:02");
+  assert.is(new Set(macs).size, 3);
+  for (const mac of macs) assert.match(mac, /^02:42(:[0-9a-f]{2}){4}$/);
+});
 
 // --- published ports
 
