@@ -111,6 +111,8 @@ function matchExpression(
   const left = match.left;
   const layer = matchLayer(left, packet);
   if (layer === "no") return "no";
+  const flags = matchTcpFlags(match, packet);
+  if (flags !== null) return and([layer, flags]);
   const equal = matchValue(ruleset, chain, left, right, operator, packet);
   return and([layer, operator === "!=" ? not(equal) : equal]);
 }
@@ -323,6 +325,58 @@ function matchLocalRoute(left: Json | undefined, result: Json, value: Json): Ans
   }
   // `fib saddr . iif oif missing`, the reverse path filter, is `== false`.
   return value === false ? "no" : "maybe";
+}
+
+const tcpFlags = ["fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"];
+/** Flags of a plain segment of an established connection; the others may be either. */
+const plainFlags = new Map([
+  ["fin", false],
+  ["syn", false],
+  ["rst", false],
+  ["urg", false],
+  ["ack", true],
+]);
+
+/** Does a plain segment match? Null if this is no match on TCP flags, or none of a known form. */
+export function matchTcpFlags(match: JsonObject, packet: PacketFacts): Answer | null {
+  const { left, op } = match;
+  const masked = isObject(left) && Array.isArray(left["&"]) ? left["&"] : null;
+  const field = masked === null ? left : masked[0];
+  const wanted = flagNames(match.right ?? null);
+  const mask = masked === null ? tcpFlags : flagNames(masked[1] ?? null);
+  if (packet.plainSegment !== true || wanted === null || mask === null) return null;
+  if (at(field, "payload", "protocol") !== "tcp" || at(field, "payload", "field") !== "flags")
+    return null;
+  const answers = {
+    "==": () => hasExactly(mask, wanted),
+    "!=": () => not(hasExactly(mask, wanted)),
+    // Any of them, or none.
+    in: () => or(wanted.map(hasFlag)),
+    "!": () => not(or(wanted.map(hasFlag))),
+  };
+  return answers[op as keyof typeof answers]?.() ?? "maybe";
+}
+
+function hasFlag(flag: string): Answer {
+  const known = plainFlags.get(flag);
+  if (known === undefined) return "maybe";
+  return known ? "yes" : "no";
+}
+
+function hasExactly(mask: string[], wanted: string[]): Answer {
+  if (wanted.some((flag) => !mask.includes(flag))) return "no";
+  return and(mask.map((flag) => (wanted.includes(flag) ? hasFlag(flag) : not(hasFlag(flag)))));
+}
+
+/** `syn`, `["syn", "ack"]`, `{"|": ["syn", "ack"]}`, or 0 for none. */
+function flagNames(value: Json): string[] | null {
+  if (value === 0) return [];
+  const list = typeof value === "string" ? [value] : (at(value, "|") ?? value);
+  if (!Array.isArray(list)) return null;
+  const names = list.filter((name) => typeof name === "string");
+  return names.length === list.length && names.every((name) => tcpFlags.includes(name))
+    ? names
+    : null;
 }
 
 /** `tcp flags & (syn|rst) == syn`. */

@@ -6,7 +6,7 @@
  * into each packet does not.
  */
 
-import { matchOne, matchRule, type PacketFacts, valuesOf } from "./evaluate.ts";
+import { matchOne, matchRule, matchTcpFlags, type PacketFacts, valuesOf } from "./evaluate.ts";
 import { at, isObject, type Json, type JsonObject } from "./json.ts";
 import { renderRule } from "./render.ts";
 import { type Chain, parseRuleset, type Rule, type Ruleset } from "./ruleset.ts";
@@ -42,6 +42,7 @@ const matchReasons: Record<string, string> = {
   recent: "it notes each packet's time",
   string: "it looks into each packet",
   u32: "it looks into each packet",
+  cpu: "it decides by the processor at work",
   bpf: "it looks into each packet",
   length: "it decides by each packet's length",
   ttl: "it decides by each packet's TTL",
@@ -58,6 +59,7 @@ const targetReasons: Record<string, string> = {
   TEE: "it copies packets",
   TPROXY: "it hands packets to a local proxy",
   SYNPROXY: "it rewrites sequence numbers",
+  TCPOPTSTRIP: "it changes each packet's options",
   RATEEST: "it measures a rate",
 };
 const statementReasons: Record<string, string> = {
@@ -71,7 +73,21 @@ const statementReasons: Record<string, string> = {
   fwd: "it forwards packets past the stack",
   tproxy: "it hands packets to a local proxy",
   synproxy: "it rewrites sequence numbers",
+  reset: "it changes each packet's options",
 };
+/** Header fields that differ from packet to packet. */
+const changingFields = new Set([
+  "ackseq",
+  "checksum",
+  "doff",
+  "flowlabel",
+  "id",
+  "sequence",
+  "urgptr",
+  "window",
+]);
+/** TCP options of packets that open no connection. */
+const changingOptions = /^(timestamp|sack\d?)$/;
 
 /** Finds them all on the forwarding path. */
 export function findMeters(foreign: { nft: string; legacy: string }): Meter[] {
@@ -173,6 +189,8 @@ function reasonOf(expression: JsonObject): string | null {
     return "it changes how connections are tracked";
   if (Array.isArray(at(expression, "set", "stmt"))) return "it keeps a meter per key";
   if (at(expression, "set", "op") === "update") return "it notes each packet in a set";
+  if (isObject(expression.match) && matchTcpFlags(expression.match, carried) === "maybe")
+    return "it decides by each packet's TCP flags";
   return mentions(expression);
 }
 
@@ -186,6 +204,11 @@ function mentions(value: Json): string | null {
   }
   if (at(value, "meta", "key") === "length") return "it decides by each packet's length";
   if (at(value, "meta", "key") === "random") return "it chooses among packets";
+  if (at(value, "meta", "key") === "cpu") return "it decides by the processor at work";
+  if (changingFields.has(String(at(value, "payload", "field"))))
+    return "it decides by a field that differs from packet to packet";
+  if (changingOptions.test(String(at(value, "tcp option", "name"))))
+    return "it decides by each packet's options";
   if (["ttl", "hoplimit"].includes(String(at(value, "payload", "field")))) {
     return "it decides by each packet's TTL";
   }

@@ -44,6 +44,76 @@ test("each kind is found once, where it works", () => {
 
 const update = "update @tracked { ip saddr limit rate over 10/second }";
 
+const flags = { payload: { protocol: "tcp", field: "flags" } };
+const scan = ["fin", "syn", "rst", "psh", "ack", "urg"];
+const conditions: { what: string; is: boolean; expressions: object[] }[] = [
+  {
+    what: "tcp flags & psh == psh",
+    is: true,
+    expressions: [{ match: { op: "==", left: { "&": [flags, "psh"] }, right: "psh" } }],
+  },
+  {
+    what: "tcp flags psh",
+    is: true,
+    expressions: [{ match: { op: "in", left: flags, right: "psh" } }],
+  },
+  {
+    what: "a null scan",
+    is: false,
+    expressions: [{ match: { op: "!", left: flags, right: scan } }],
+  },
+  {
+    what: "a null scan, the other way to say it",
+    is: false,
+    expressions: [{ match: { op: "==", left: { "&": [flags, { "|": scan }] }, right: 0 } }],
+  },
+  {
+    what: "tcp flags & (syn | ack) != ack",
+    is: false,
+    expressions: [{ match: { op: "!=", left: { "&": [flags, ["syn", "ack"]] }, right: "ack" } }],
+  },
+  {
+    what: "tcp window",
+    is: true,
+    expressions: [
+      { match: { op: "==", left: { payload: { protocol: "tcp", field: "window" } }, right: 0 } },
+    ],
+  },
+  {
+    what: "ip id",
+    is: true,
+    expressions: [
+      { match: { op: "==", left: { payload: { protocol: "ip", field: "id" } }, right: 7 } },
+    ],
+  },
+  {
+    what: "reset tcp option timestamp",
+    is: true,
+    expressions: [{ reset: { "tcp option": { name: "timestamp" } } }],
+  },
+  {
+    what: "tcp option maxseg size set",
+    is: false,
+    expressions: [
+      { mangle: { key: { "tcp option": { name: "maxseg", field: "size" } }, value: 1200 } },
+    ],
+  },
+  {
+    what: "a port",
+    is: false,
+    expressions: [
+      { match: { op: "==", left: { payload: { protocol: "tcp", field: "dport" } }, right: 80 } },
+    ],
+  },
+];
+for (const { what, is, expressions } of conditions)
+  test(`${what}: ${is ? "differs" : "the same"} for each packet of a connection`, () => {
+    const chain = { family: "ip", table: "t", name: "c", type: "filter", hook: "forward", prio: 0 };
+    const rule = { family: "ip", table: "t", chain: "c", expr: [...expressions, { drop: null }] };
+    const nft = JSON.stringify({ nftables: [{ chain: { ...chain, policy: "accept" } }, { rule }] });
+    assert.is(findMeters({ nft, legacy: "" }).length, is ? 1 : 0);
+  });
+
 test("legacy rules are quoted as they were saved, for both families", () => {
   const hashlimit =
     "filter FORWARD: -A FORWARD -i eth0 -m hashlimit --hashlimit-upto 100/sec --hashlimit-burst 5 --hashlimit-name x -j ACCEPT";
