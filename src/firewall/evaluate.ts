@@ -13,8 +13,9 @@ export interface PacketFacts {
   protocols: ("tcp" | "udp")[];
   inputDevice?: string | null;
   outputDevice?: string | null;
-  source?: string;
-  destination?: string;
+  /** Several: one of these. */
+  source?: string | string[];
+  destination?: string | string[];
   destinationPort?: number;
   connectionState: "new" | "established";
   /** TCP packets carry neither SYN nor FIN nor RST. */
@@ -277,8 +278,12 @@ function matchPort(port: number | undefined, value: Json): Answer {
   return port >= first && port <= last ? "yes" : "no";
 }
 
-function matchAddress(address: string | undefined, value: Json): Answer {
+function matchAddress(address: string | string[] | undefined, value: Json): Answer {
   if (address === undefined) return "maybe";
+  if (Array.isArray(address)) {
+    const [first = "no", ...others] = new Set(address.map((one) => matchAddress(one, value)));
+    return others.length > 0 ? "maybe" : first;
+  }
   if (typeof value === "string") return within(address, value);
   const prefix = at(value, "prefix");
   if (prefix !== undefined) return within(address, `${at(prefix, "addr")}/${at(prefix, "len")}`);

@@ -37,8 +37,15 @@ const hooks: { hook: string; input: string | null; output: string | null }[] = [
   { hook: "input", input: "lo", output: null },
 ];
 
-/** Reads the rules and answers the judge of ports. */
-export function analyseLoopback(foreign: { nft: string; legacy: string }): LoopbackAnalysis {
+/**
+ * Reads the rules and answers the judge of ports.
+ *
+ * @param local The host's addresses other than loopback, which the hook serves as well.
+ */
+export function analyseLoopback(
+  foreign: { nft: string; legacy: string },
+  local: string[] = [],
+): LoopbackAnalysis {
   const ruleset = parseRuleset(foreign);
   const boundaries = portBoundaries(ruleset);
   const judged = new Map<string, LoopbackVerdict>();
@@ -47,6 +54,7 @@ export function analyseLoopback(foreign: { nft: string; legacy: string }): Loopb
     let verdict = judged.get(cell);
     if (verdict === undefined) {
       verdict = judge(ruleset, port);
+      if (!verdict.hindered) verdict = judgeLocal(ruleset, port, local);
       judged.set(cell, verdict);
     }
     return verdict;
@@ -101,18 +109,56 @@ function judge(ruleset: Ruleset, port: LoopbackPort): LoopbackVerdict {
       connectionState: "new",
       local: true,
     };
-    for (const { chain, base } of baseChains(ruleset, hook)) {
-      if (!sees(chain, port.family)) continue;
-      const end = new Walk(ruleset, packet).through(chain);
-      if (end.kind === "hindered") return end.verdict;
-      if (end.kind === "open" && base.policy === "drop") {
-        return {
-          hindered: true,
-          rule: `${chain.name}: policy drop`,
-          reason: "the policy may drop it",
-        };
-      }
-    }
+    const seeing = baseChains(ruleset, hook).filter(({ chain }) => sees(chain, port.family));
+    const verdict = judgeChains(ruleset, packet, seeing);
+    if (verdict.hindered) return verdict;
+  }
+  return free;
+}
+
+/**
+ * The host's other addresses are translated on the kernel path too, by OUTPUT's destination NAT. Only
+ * chains before it, and those that translate in its place, see what the hook hides from them.
+ */
+function judgeLocal(ruleset: Ruleset, port: LoopbackPort, local: string[]): LoopbackVerdict {
+  const addresses = local.filter((it) => it.includes(":") === (port.family === "ipv6"));
+  if (addresses.length === 0) return free;
+  const packet: PacketFacts = {
+    family: port.family,
+    protocols: [port.protocol],
+    inputDevice: null,
+    outputDevice: "lo",
+    source: addresses,
+    destination: addresses,
+    destinationPort: port.port,
+    connectionState: "new",
+    local: true,
+  };
+  const early = baseChains(ruleset, "output").filter(
+    ({ chain, base }) =>
+      sees(chain, port.family) &&
+      (base.type === "nat" ? base.priority <= destinationNat : base.priority < destinationNat),
+  );
+  return judgeChains(ruleset, packet, early);
+}
+
+/** NF_IP_PRI_NAT_DST (linux/netfilter_ipv4.h). */
+const destinationNat = -100;
+
+function judgeChains(
+  ruleset: Ruleset,
+  packet: PacketFacts,
+  chains: ReturnType<typeof baseChains>,
+): LoopbackVerdict {
+  for (const { chain, base } of chains) {
+    const end = new Walk(ruleset, packet).through(chain);
+    if (end.kind === "hindered") return end.verdict;
+    if (end.kind === "open" && base.policy === "drop")
+      return {
+        hindered: true,
+        rule: `${chain.name}: policy drop`,
+        reason: "the policy may drop it",
+      };
   }
   return free;
 }

@@ -2,6 +2,7 @@
 import type { Datapath, LinkInfo } from "../datapath/types.ts";
 import { analyseLoopback } from "../firewall/loopback.ts";
 import { findMeters } from "../firewall/meters.ts";
+import { addressOf, isLoopback, withoutPrefix } from "./addresses.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import type { State } from "./state.ts";
 import { portEntries } from "./wanted.ts";
@@ -28,8 +29,16 @@ function queueing(links: LinkInfo[], concerned: Set<string>): Hindrance[] {
     }));
 }
 
-function loopback(state: State, foreign: { nft: string; legacy: string }): Hindrance | null {
-  const judge = analyseLoopback(foreign);
+function loopback(
+  state: State,
+  links: LinkInfo[],
+  foreign: { nft: string; legacy: string },
+): Hindrance | null {
+  const local = links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
+  const judge = analyseLoopback(
+    foreign,
+    local.filter((address) => !isLoopback(addressOf(address))),
+  );
   for (const port of portEntries(state)) {
     const family = port.hostAddress.includes(":") ? "ipv6" : "ipv4";
     const verdict = judge({ family, protocol: port.protocol, port: port.hostPort });
@@ -55,7 +64,7 @@ export async function readPolicy(
     const foreign = await datapath.readForeignRuleset();
     for (const { where, rule, reason } of findMeters(foreign))
       if (where === "host" || concerned.has(where)) hindrances.push({ where, rule, reason });
-    const hindered = loopback(state, foreign);
+    const hindered = loopback(state, links, foreign);
     if (hindered) hindrances.push(hindered);
   } catch (error) {
     const reason = `the host's rules can't be read: ${error instanceof Error ? error.message : String(error)}`;

@@ -135,4 +135,36 @@ test("a thousand ports against a thousand rules take no time", () => {
   assert.ok(performance.now() - begun < 1000, `${performance.now() - begun} ms`);
 });
 
+const localRule = (priority: number, daddr: string): { nft: string; legacy: string } => {
+  const of = { family: "ip", table: "t" };
+  const chain = { ...of, name: "c", type: "filter", hook: "output", prio: priority };
+  const address = {
+    match: { op: "==", left: { payload: { protocol: "ip", field: "daddr" } }, right: daddr },
+  };
+  const port = {
+    match: { op: "==", left: { payload: { protocol: "tcp", field: "dport" } }, right: 8080 },
+  };
+  const rule = { ...of, chain: "c", expr: [address, port, { drop: null }] };
+  return {
+    nft: JSON.stringify({ nftables: [{ chain: { ...chain, policy: "accept" } }, { rule }] }),
+    legacy: "",
+  };
+};
+for (const { what, priority, daddr, port, hindered } of [
+  { what: "in raw", priority: -300, daddr: "198.51.100.1", port: 8080, hindered: true },
+  { what: "of another port", priority: -300, daddr: "198.51.100.1", port: 8081, hindered: false },
+  { what: "of a far address", priority: -300, daddr: "8.8.8.8", port: 8080, hindered: false },
+  {
+    what: "behind destination NAT",
+    priority: 0,
+    daddr: "198.51.100.1",
+    port: 8080,
+    hindered: false,
+  },
+])
+  test(`a rule on one of the host's addresses, ${what}: ${hindered}`, () => {
+    const judge = analyseLoopback(localRule(priority, daddr), ["198.51.100.1", "203.0.113.1"]);
+    assert.is(judge({ family: "ipv4", protocol: "tcp", port }).hindered, hindered);
+  });
+
 test.run();
