@@ -10,7 +10,9 @@ import {
   requireUnique,
 } from "./changes.ts";
 import type { ApplyInput, ApplyResult } from "./model.ts";
+import { invalidField } from "./plan-networks.ts";
 import { SocketBook } from "./plan-ports.ts";
+import type { EndpointRecord } from "./records.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 
 /** Changes the draft to what `input` wants of its owner. */
@@ -54,9 +56,23 @@ function prune(planning: Planning, input: ApplyInput): void {
     record.owner === input.owner && !named[kind].has(record.name);
   for (const port of draft.port.values()) if (isStale("port", port)) draft.port.delete(port.id);
   for (const endpoint of draft.endpoint.values())
-    if (isStale("endpoint", endpoint)) removeEndpoint(draft, endpoint);
+    if (isStale("endpoint", endpoint)) {
+      requireNoOther(draft, endpoint, input.owner);
+      removeEndpoint(draft, endpoint);
+    }
   for (const network of draft.network.values())
     if (isStale("network", network)) removeNetwork(planning, network, false);
+}
+
+/** Pruning an endpoint would take along ports that others published on it. */
+function requireNoOther(draft: State, endpoint: EndpointRecord, owner: string): void {
+  const other = draft.port.of(endpoint.id).find((port) => port.owner !== owner);
+  if (!other) return;
+  const whose = other.owner === null ? "which no apply made" : `which is ${other.owner}'s`;
+  throw invalidField(
+    "/prune",
+    `endpoint ${endpoint.name} has published port ${other.name}, ${whose}: remove that port first, or keep the endpoint`,
+  );
 }
 
 const names = (records: { name: string }[]): string[] => records.map(({ name }) => name);

@@ -57,6 +57,15 @@ const schemas = {
   port: portRecordSchema,
 } as const;
 
+/** What was written; undefined, which no schema takes, if it is no JSON. */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
 export class Store {
   readonly #database: DatabaseSync;
   readonly #statements = new Map<string, StatementSync>();
@@ -98,20 +107,25 @@ export class Store {
     }
   }
 
-  /** The whole desired state. @throws Error naming the table whose record is damaged. */
+  /** The whole desired state. @throws Error naming what is damaged, or refers to nothing. */
   loadState(): State {
     const state = new State();
     for (const record of this.#records("network", schemas.network)) state.network.put(record);
     for (const record of this.#records("sandbox", schemas.sandbox)) state.sandbox.put(record);
     for (const record of this.#records("endpoint", schemas.endpoint)) state.endpoint.put(record);
     for (const record of this.#records("port", schemas.port)) state.port.put(record);
+    for (const { networkId, sandboxId } of state.endpoint.values()) {
+      state.network.expect(networkId);
+      state.sandbox.expect(sandboxId);
+    }
+    for (const { endpointId } of state.port.values()) state.endpoint.expect(endpointId);
     return state;
   }
 
   #records<T>(kind: Kind, schema: z.ZodType<T>): T[] {
     const rows = this.#prepare(`SELECT record FROM ${kind} ORDER BY rowid`).all();
     return rows.map((row) => {
-      const parsed = schema.safeParse(JSON.parse(recordRow.parse(row).record));
+      const parsed = schema.safeParse(parseJson(recordRow.parse(row).record));
       if (!parsed.success) {
         throw new Error(`A ${kind} in the database is damaged: ${z.prettifyError(parsed.error)}`);
       }

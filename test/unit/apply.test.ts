@@ -65,4 +65,74 @@ test("ports swap their host ports; one that stays is in the way", async ({ host 
   assert.is(host.dump(), before);
 });
 
+test("prune takes nothing that others made", async ({ host }) => {
+  const { core } = host;
+  await apply(host, { owner: "o", endpoints: [{ name: "e", network: "net", netns: "db" }] });
+  const theirs = { ...port("theirs", 8080), endpoint: "e" };
+  await apply(host, { owner: "p", ports: [theirs] });
+  const before = host.dump();
+  for (const dryRun of [true, false])
+    assert.match(
+      await refusal(apply(host, { owner: "o", prune: true }, dryRun)),
+      /^invalid_request: .*theirs, which is p's/,
+    );
+  assert.is(host.dump(), before);
+  await core.ports.remove("theirs");
+  await core.ports.create({ ...theirs, name: "hand-made" });
+  assert.match(
+    await refusal(apply(host, { owner: "o", prune: true })),
+    /hand-made, which no apply/,
+  );
+  await core.ports.remove("hand-made");
+  await apply(host, { owner: "o", endpoints: [{ name: "e", network: "net", netns: "db" }] });
+  await apply(host, { owner: "o", ports: [{ ...port("own", 8080), endpoint: "e" }] });
+  const done = await apply(host, { owner: "o", prune: true });
+  assert.equal(done.deleted, { networks: [], endpoints: ["e"], ports: ["own"] });
+});
+
+test("prune of a network with endpoints of others is refused", async ({ host }) => {
+  await apply(host, { owner: "o", networks: [{ name: "n" }] });
+  await host.core.endpoints.create({ name: "e", network: "n", netns: "db" });
+  const before = host.dump();
+  assert.match(await refusal(apply(host, { owner: "o", prune: true })), /^network_in_use: .*\(e\)/);
+  assert.is(host.dump(), before);
+});
+
+test("what prune frees can be used in the same call", async ({ host }) => {
+  const net = (name: string) => ({ name, subnets: [{ subnet: "10.1.0.0/24" }] });
+  await apply(host, { owner: "o", networks: [net("a")], ports: [port("p", 8080)] });
+  const input = { owner: "o", networks: [net("b")], ports: [port("q", 8080)], prune: true };
+  const done = await apply(host, input);
+  assert.equal(done.deleted, { networks: ["a"], endpoints: [], ports: ["p"] });
+  assert.equal(done.created, { networks: ["b"], endpoints: [], ports: ["q"] });
+});
+
+test("the same again is unchanged, a dry run tells what would be", async ({ host }) => {
+  const input = {
+    owner: "o",
+    networks: [{ name: "n", labels: { a: "1" } }],
+    endpoints: [{ name: "e", network: "n", netns: "db" }],
+    ports: [{ ...port("p", 8080), endpoint: "e" }],
+  };
+  const before = host.dump();
+  const dry = await apply(host, input, true);
+  assert.is(host.dump(), before);
+  const done = await apply(host, input);
+  assert.equal({ ...dry, dryRun: false }, done);
+  assert.equal(done.created, { networks: ["n"], endpoints: ["e"], ports: ["p"] });
+  const settled = host.dump();
+  const again = await apply(host, input);
+  assert.equal(again.unchanged, done.created);
+  assert.is(host.dump(), settled);
+  const changed = await apply(host, { ...input, networks: [{ name: "n", labels: { a: "2" } }] });
+  assert.equal(changed.updated, { networks: ["n"], endpoints: [], ports: [] });
+});
+
+test("a list that names something twice is refused", async ({ host }) => {
+  const before = host.dump();
+  const told = await refusal(apply(host, { owner: "o", networks: [{ name: "n" }, { name: "n" }] }));
+  assert.match(told, /^invalid_request: networks: "n" is there twice/);
+  assert.is(host.dump(), before);
+});
+
 test.run();

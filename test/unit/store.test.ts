@@ -6,6 +6,7 @@ import { DatabaseSync } from "node:sqlite";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { planPlainNetwork } from "../../src/network/plan-networks.ts";
+import type { PortRecord } from "../../src/network/records.ts";
 import { keptEvents, Store } from "../../src/store/store.ts";
 
 const test = suite<{ path: string }>("store");
@@ -85,12 +86,59 @@ test("a database of a newer natbridge is refused, and left alone", ({ path }) =>
   assert.throws(() => new Store(path), /schema version 999/);
 });
 
-test("a damaged record is named", ({ path }) => {
-  reopened(path, (store) => store.commit({ put: { network: [record] }, delete: {}, events: [] }));
-  const database = new DatabaseSync(path);
-  database.exec(`UPDATE network SET record = '{"id":"x"}'`);
-  database.close();
-  reopened(path, (store) => assert.throws(() => store.loadState(), /A network in the database/));
+for (const damaged of ['{"id":"x"}', '{"id":', ""])
+  test(`a damaged record is named: ${damaged}`, ({ path }) => {
+    reopened(path, (store) => store.commit({ put: { network: [record] }, delete: {}, events: [] }));
+    const database = new DatabaseSync(path);
+    database.prepare("UPDATE network SET record = ?").run(damaged);
+    database.close();
+    reopened(path, (store) => assert.throws(() => store.loadState(), /A network in the database/));
+  });
+
+test("a record that refers to nothing is named", ({ path }) => {
+  const port: PortRecord = {
+    id: "b".repeat(64),
+    name: "p",
+    labels: {},
+    createdAt: record.createdAt,
+    revision: 1,
+    owner: null,
+    endpointId: "e".repeat(64),
+    hostAddress: null,
+    hostPort: 1,
+    protocol: "tcp",
+    containerPort: 1,
+    from: [],
+    bindings: [],
+  };
+  reopened(path, (store) => {
+    store.commit({ put: { port: [port] }, delete: {}, events: [] });
+    assert.throws(() => store.loadState(), /No endpoint eeee/);
+  });
+});
+
+test("a change replaces the record and keeps its place", ({ path }) => {
+  const other = planPlainNetwork("none", record.createdAt);
+  reopened(path, (store) => {
+    store.commit({ put: { network: [record, other] }, delete: {}, events: [] });
+    const changed = { ...record, revision: 2 };
+    store.commit({ put: { network: [changed] }, delete: {}, events: [] });
+    assert.equal(store.loadState().network.values(), [changed, other]);
+  });
+});
+
+test("host settings come back in their order, and are forgotten one by one", ({ path }) => {
+  reopened(path, (store) => {
+    for (const key of ["c", "a", "b"]) store.recordHostSetting({ key, before: "0", value: "1" });
+    store.forgetHostSetting("a");
+    store.forgetHostSetting("never there");
+  });
+  reopened(path, (store) =>
+    assert.equal(
+      store.hostSettings().map(({ key }) => key),
+      ["c", "b"],
+    ),
+  );
 });
 
 test.run();
