@@ -111,10 +111,7 @@ export class Core implements Service, MetricsSource {
     return {
       datapath,
       holder,
-      applyHostSettings: (state) => {
-        const known = new Set(this.settings.list().map(({ key }) => key));
-        return this.settings.apply(state, fastPathLoaded).filter((key) => !known.has(key));
-      },
+      applyHostSettings: (state) => this.settings.applyWhole(state, fastPathLoaded),
       takeBackHostSettings: (keys) => void this.settings.takeBack(keys),
       strictForwarding: () => this.settings.turnedForwardingOn(),
       bridgedPacketsAreFiltered: () => bridgedPacketsAreFiltered(datapath),

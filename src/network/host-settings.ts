@@ -45,10 +45,27 @@ export class HostSettings {
     return changed;
   }
 
+  /** As `apply`, all of it or nothing anew; answers the keys set for the first time. */
+  applyWhole(state: State, fastPath: boolean): string[] {
+    const known = new Set(this.list().map(({ key }) => key));
+    try {
+      return this.apply(state, fastPath).filter((key) => !known.has(key));
+    } catch (error) {
+      const anew = this.list().filter(({ key }) => !known.has(key));
+      this.takeBack(anew.map(({ key }) => key));
+      throw error;
+    }
+  }
+
   #set(key: string, before: string, value: string): void {
     const isKnown = this.list().some((setting) => setting.key === key);
     if (!isKnown) this.#store.recordHostSetting({ key, before, value });
-    this.#datapath.writeSysctl(key, value);
+    try {
+      this.#datapath.writeSysctl(key, value);
+    } catch (error) {
+      if (!isKnown) this.#store.forgetHostSetting(key);
+      throw error;
+    }
   }
 
   /** A host that forwards ignores them unless accept_ra is 2 (kernel: ip-sysctl). */

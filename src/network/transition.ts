@@ -96,6 +96,7 @@ export async function advance(
   const { datapath, holder } = tools;
   const difference = compareStates(before, after);
   const bindings = { ...compareBindings(before, after), remove: [] };
+  const strictBefore = tools.strictForwarding();
   await steps.run(
     "host-settings",
     () => tools.applyHostSettings(after),
@@ -119,7 +120,7 @@ export async function advance(
   await steps.run(
     "firewall",
     () => datapath.applyFirewall(firewallSpec(after, tools.strictForwarding())),
-    () => datapath.applyFirewall(firewallSpec(before, tools.strictForwarding())),
+    () => datapath.applyFirewall(firewallSpec(before, strictBefore)),
   );
   await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
   for (const endpoint of difference.endpoint.added) {
