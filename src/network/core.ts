@@ -9,6 +9,7 @@ import type { Logger } from "../log.ts";
 import type { MetricsSnapshot, MetricsSource } from "../metrics/source.ts";
 import { ProblemError } from "../problem.ts";
 import type { Store } from "../store/store.ts";
+import { withoutPrefix } from "./addresses.ts";
 import { applyResult, planApply } from "./apply.ts";
 import * as changes from "./changes.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
@@ -117,6 +118,7 @@ export class Core implements Service, MetricsSource {
       bridgedPacketsAreFiltered: () => bridgedPacketsAreFiltered(datapath),
       fastPathLoaded: () => fastPathLoaded,
       describeDevices: (state) => this.describeDevices(state),
+      localAddresses: () => this.links.flatMap(({ addresses }) => addresses.map(withoutPrefix)),
       commit: (difference) => this.commit(difference),
     };
   }

@@ -4,10 +4,9 @@
  * which goes on after errors: what it leaves, the next reconciliation removes.
  */
 import { DatapathError } from "../datapath/error.ts";
-import type { ConntrackFilter, Datapath, Family } from "../datapath/types.ts";
+import type { Datapath, Family } from "../datapath/types.ts";
 import type { Holder, HolderUpdate } from "../holder/types.ts";
-import { withoutPrefix } from "./addresses.ts";
-import type { EndpointRecord } from "./records.ts";
+import { staleEntries } from "./stale-entries.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import type { Steps } from "./steps.ts";
 import {
@@ -31,6 +30,8 @@ export interface TransitionTools {
   fastPathLoaded: () => boolean;
   /** Finds the endpoints' devices, and tells the programs of them if they are loaded. */
   describeDevices: (state: State) => Promise<void>;
+  /** The host's own addresses. */
+  localAddresses: () => string[];
   /** The durable write. */
   commit: (difference: StateDifference) => void;
 }
@@ -146,34 +147,6 @@ export async function advance(
   tools.commit(difference);
 }
 
-/**
- * conntrack entries that would keep clients where they were: every one of a port that is gone; UDP
- * ones of a port that is new or has moved, because a UDP client never starts anew by itself.
- */
-function staleEntries(before: State, after: State): ConntrackFilter[] {
-  const [old, wanted] = [holderBindings(before), holderBindings(after)];
-  const filters: ConntrackFilter[] = [];
-  for (const [key, binding] of new Map([...old, ...wanted])) {
-    const [was, is] = [old.get(key), wanted.get(key)];
-    const isSame = was?.targetAddress === is?.targetAddress && was?.targetPort === is?.targetPort;
-    if (isSame || (is && binding.protocol !== "udp")) continue;
-    filters.push({
-      protocol: binding.protocol,
-      originalDestinationPort: binding.hostPort,
-      ...(was
-        ? { replySourceAddress: was.targetAddress, destinationNat: true }
-        : { destinationNat: false }),
-    });
-  }
-  return filters;
-}
-
-function entriesOf(endpoint: EndpointRecord): ConntrackFilter[] {
-  return endpoint.addresses
-    .map(withoutPrefix)
-    .flatMap((address) => [{ replySourceAddress: address }, { originalSourceAddress: address }]);
-}
-
 /** Removes what is gone; answers what could not be removed. */
 export async function retire(
   tools: TransitionTools,
@@ -192,8 +165,10 @@ export async function retire(
   const difference = compareStates(before, after);
   for (const endpoint of difference.endpoint.removed)
     await attempt(`endpoint ${endpoint.name}`, () => datapath.deleteLink(endpoint.hostInterface));
-  const stale = [...staleEntries(before, after), ...difference.endpoint.removed.flatMap(entriesOf)];
-  if (stale.length > 0) await attempt("conntrack entries", () => datapath.deleteConntrack(stale));
+  await attempt("conntrack entries", async () => {
+    const stale = await staleEntries(datapath, before, after, tools.localAddresses());
+    if (stale.length > 0) await datapath.deleteConntrack(stale);
+  });
   const { remove } = compareBindings(before, after);
   if (remove.length > 0)
     await attempt("reserved ports", () => holder.update({ add: [], retarget: [], remove }));

@@ -8,6 +8,7 @@ import type {
   FirewallPort,
   FirewallSpec,
   PortEntry,
+  Protocol,
 } from "../datapath/types.ts";
 import type { HolderBinding } from "../holder/types.ts";
 import { addressOf, familyOf, isLoopback, withoutPrefix } from "./addresses.ts";
@@ -120,13 +121,19 @@ export function firewallSpec(state: State, strictForwarding: Family[]): Firewall
   };
 }
 
+/** The key of a reserved host port. */
+export const bindingKey = (
+  protocol: Protocol,
+  { hostAddress, hostPort }: { hostAddress: string; hostPort: number },
+): string => `${protocol}/${hostAddress}/${hostPort}`;
+
 /** Every reserved host port by its key. */
 export function holderBindings(state: State): Map<string, HolderBinding> {
   const bindings = new Map<string, HolderBinding>();
   for (const port of state.port.values()) {
     const endpoint = state.endpoint.expect(port.endpointId);
     for (const { hostAddress, hostPort, containerPort } of port.bindings) {
-      const key = `${port.protocol}/${hostAddress}/${hostPort}`;
+      const key = bindingKey(port.protocol, { hostAddress, hostPort });
       bindings.set(key, {
         key,
         protocol: port.protocol,
