@@ -131,4 +131,23 @@ export const fieldScenarios: Scenario[] = [
       await topology.ok("DELETE", "/v1/ports/moving");
     },
   },
+  {
+    name: "port-number-moves-make-before-break",
+    run: async (topology) => {
+      await topology.ok("POST", "/v1/ports", {
+        name: "renumbered",
+        endpoint: "web",
+        hostPort: 8301,
+        containerPort: 80,
+      });
+      const old = topology.flow("client", ["tcp", addresses.host.ipv4, "8301", "3"]);
+      await sleep(1000);
+      await topology.ok("PATCH", "/v1/ports/renumbered", { hostPort: 8302 });
+      await fails(topology, "client", "tcp", addresses.host.ipv4, 8301);
+      await reaches(topology, "client", "tcp", addresses.host.ipv4, 8302);
+      const { error, wrong } = await old;
+      assert.equal([error, wrong], ["", 0], "the established connection");
+      await topology.ok("DELETE", "/v1/ports/renumbered");
+    },
+  },
 ];
