@@ -33,7 +33,8 @@ function portIptables(port: FirewallPort): string[] {
     ? "-m addrtype --dst-type LOCAL"
     : `-d ${port.hostAddress}`;
   const target = port.targetAddress.includes(":") ? `[${port.targetAddress}]` : port.targetAddress;
-  const sources = port.from.length === 0 ? [""] : port.from.map((from) => `-s ${from} `);
+  const allowed = port.from.filter((from) => digit(from) === digit(port.hostAddress));
+  const sources = port.from.length === 0 ? [""] : allowed.map((from) => `-s ${from} `);
   return sources.map(
     (source) =>
       `${tool(port.hostAddress)} -t nat -A PREROUTING ${source}${destination} -p ${port.protocol} --dport ${port.hostPort} -j DNAT --to-destination ${target}:${port.targetPort}`,

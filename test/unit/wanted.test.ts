@@ -1,0 +1,220 @@
+/** What kernel and holder are told of networks, endpoints and ports, and how it is told to people. */
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import {
+  defaultRoutes,
+  endpointSpec,
+  firewallSpec,
+  holderBindings,
+  portEntries,
+} from "../../src/network/wanted.ts";
+import { CoreHost } from "../api/core-host.ts";
+
+const test = suite<{ host: CoreHost }>("wanted");
+test.before.each(async (context) => {
+  const host = await new CoreHost().start();
+  context.host = host;
+  const { networks, endpoints } = host.core;
+  await networks.create({
+    name: "dual",
+    bridge: "dual0",
+    subnets: [{ subnet: "172.32.0.0/24" }, { subnet: "fd32::/64" }],
+  });
+  await networks.create({ name: "four", bridge: "four0", subnets: [{ subnet: "10.4.0.0/24" }] });
+  await networks.create({ name: "six", bridge: "six0", subnets: [{ subnet: "fd06::/64" }] });
+  await endpoints.create({ name: "dual", network: "dual", netns: "web" });
+  await endpoints.create({ name: "four", network: "four", netns: "db" });
+  await endpoints.create({ name: "six", network: "six", netns: "x" });
+});
+
+const portsOf = ({ core }: CoreHost) =>
+  firewallSpec(core.state, []).ports.map(
+    ({ protocol, hostAddress, hostPort, targetAddress, targetPort, from }) =>
+      `${protocol} ${hostAddress} ${hostPort} ${targetAddress || "-"} ${targetPort} ${from.join()}`,
+  );
+/** Those the kernel translates. */
+const translated = (host: CoreHost) => portsOf(host).filter((port) => !port.includes(" - "));
+const bound = ({ core }: CoreHost) =>
+  [...holderBindings(core.state)].map(
+    ([key, { targetAddress, targetPort }]) => `${key} ${targetAddress} ${targetPort}`,
+  );
+const hooked = ({ core }: CoreHost) =>
+  portEntries(core.state).map(
+    ({ protocol, hostAddress, targetAddress }) => `${protocol} ${hostAddress} ${targetAddress}`,
+  );
+
+test("a wildcard port goes to the endpoint's address of the same family", async ({ host }) => {
+  await host.core.ports.create({ endpoint: "dual", hostPort: 8080, containerPort: 80 });
+  assert.equal(portsOf(host), ["tcp 0.0.0.0 8080 172.32.0.2 80 ", "tcp :: 8080 fd32::2 80 "]);
+  assert.equal(bound(host), ["tcp/0.0.0.0/8080 172.32.0.2 80", "tcp/::/8080 fd32::2 80"]);
+  assert.equal(hooked(host), ["tcp 0.0.0.0 172.32.0.2", "tcp :: fd32::2"]);
+});
+
+test("what crosses families is the forwarder's; the table only keeps clients out", async ({
+  host,
+}) => {
+  const { ports } = host.core;
+  const port = { endpoint: "four", hostPort: 8080, containerPort: 80 } as const;
+  await ports.create({ ...port, name: "p" });
+  assert.equal(translated(host), ["tcp 0.0.0.0 8080 10.4.0.2 80 "]);
+  assert.equal(bound(host), ["tcp/0.0.0.0/8080 10.4.0.2 80", "tcp/::/8080 10.4.0.2 80"]);
+  // An IPv6 socket reaches an IPv4 address, an IPv4 socket no IPv6 address.
+  assert.equal(hooked(host), ["tcp 0.0.0.0 10.4.0.2", "tcp :: 10.4.0.2"]);
+  await ports.patch("p", { from: ["10.0.0.0/8"] });
+  assert.equal(portsOf(host), [
+    "tcp 0.0.0.0 8080 10.4.0.2 80 10.0.0.0/8",
+    "tcp :: 8080 - 80 10.0.0.0/8",
+  ]);
+  await ports.remove("p");
+  await ports.create({ ...port, endpoint: "six" });
+  assert.equal(translated(host), ["tcp :: 8080 fd06::2 80 "]);
+  assert.equal(bound(host), ["tcp/0.0.0.0/8080 fd06::2 80", "tcp/::/8080 fd06::2 80"]);
+  assert.equal(hooked(host), ["tcp :: fd06::2"]);
+});
+
+test("a loopback port is no rule, and SCTP has no hook", async ({ host }) => {
+  const { ports } = host.core;
+  const port = { endpoint: "dual", hostPort: 8080, containerPort: 80 } as const;
+  await ports.create({ ...port, hostAddress: "127.0.0.1", from: ["10.0.0.0/8"] });
+  await ports.create({ ...port, hostAddress: "::1" });
+  assert.equal(portsOf(host), []);
+  assert.equal(hooked(host), ["tcp 127.0.0.1 172.32.0.2", "tcp ::1 fd32::2"]);
+  await ports.create({ ...port, hostAddress: "198.51.100.1", protocol: "sctp" });
+  assert.equal(portsOf(host), ["sctp 198.51.100.1 8080 172.32.0.2 80 "]);
+  assert.is(hooked(host).length, 2);
+  assert.is(bound(host).length, 3);
+});
+
+test("networks are told with what is masqueraded, inside or apart", async ({ host }) => {
+  const { networks } = host.core;
+  const subnets = (text: string) => [{ subnet: text }];
+  await networks.create({
+    name: "in",
+    bridge: "in0",
+    internal: true,
+    subnets: subnets("10.5.0.0/24"),
+  });
+  await networks.create({
+    name: "plain",
+    bridge: "plain0",
+    masquerade: false,
+    subnets: subnets("10.6.0.0/24"),
+  });
+  await networks.create({
+    name: "apart",
+    bridge: "apart0",
+    isolated: true,
+    subnets: subnets("10.7.0.0/24"),
+  });
+  const spec = firewallSpec(host.core.state, ["ipv6"]);
+  assert.equal(spec.strictForwarding, ["ipv6"]);
+  assert.equal(
+    spec.networks.map(({ bridge, internal, isolated, subnets: all }) =>
+      [bridge, internal, isolated, ...all.map((one) => `${one.subnet} ${one.masquerade}`)].join(
+        " ",
+      ),
+    ),
+    [
+      "nb0 false false 172.17.0.0/16 true",
+      "dual0 false false 172.32.0.0/24 true fd32::/64 true",
+      "four0 false false 10.4.0.0/24 true",
+      "six0 false false fd06::/64 true",
+      "in0 true false 10.5.0.0/24 false",
+      "plain0 false false 10.6.0.0/24 false",
+      "apart0 false true 10.7.0.0/24 true",
+    ],
+  );
+});
+
+test("isolation is the bridge port's, unless bridged packets pass netfilter", async ({ host }) => {
+  const { core } = host;
+  await core.networks.create({ name: "apart", isolated: true });
+  await core.endpoints.create({ name: "e", network: "apart", netns: "x" });
+  const isolated = (name: string, filtered: boolean) => {
+    const endpoint = core.state.endpoint.named(name);
+    assert.ok(endpoint);
+    return endpointSpec(core.state, endpoint, filtered).isolatedPort;
+  };
+  assert.equal(
+    [isolated("e", false), isolated("e", true), isolated("four", false)],
+    [true, false, false],
+  );
+});
+
+test("default routes: by priority, then by the network's name, per family", async ({ host }) => {
+  const { core } = host;
+  const { endpoints } = core;
+  const routes = () => {
+    const sandbox = core.state.sandbox.named("web");
+    assert.ok(sandbox);
+    const { ipv4, ipv6 } = defaultRoutes(core.state, sandbox.id);
+    return [ipv4, ipv6].map((route) => `${route?.gateway} ${route?.interface}`);
+  };
+  assert.equal(routes(), ["172.32.0.1 eth0", "fd32::1 eth0"]);
+  await endpoints.create({ name: "f", network: "four", sandbox: "web" });
+  assert.equal(routes(), ["172.32.0.1 eth0", "fd32::1 eth0"], "dual goes before four");
+  await endpoints.remove("f");
+  await endpoints.create({ name: "f", network: "four", sandbox: "web", defaultRoutePriority: 1 });
+  assert.equal(routes(), ["10.4.0.1 eth1", "fd32::1 eth0"], "four has no IPv6");
+  await endpoints.create({ name: "s", network: "six", sandbox: "web", defaultRoutePriority: -1 });
+  assert.equal(routes(), ["10.4.0.1 eth1", "fd32::1 eth0"]);
+  await endpoints.remove("dual");
+  assert.equal(routes(), ["10.4.0.1 eth1", "fd06::1 eth2"]);
+});
+
+test("rules say what the table holds, and how iptables would say it", async ({ host }) => {
+  const { core } = host;
+  await core.ports.create({ name: "any", endpoint: "dual", hostPort: 8080, containerPort: 80 });
+  await core.ports.create({
+    name: "some",
+    endpoint: "four",
+    hostAddress: "198.51.100.1",
+    hostPort: 53,
+    containerPort: 5353,
+    protocol: "udp",
+    from: ["10.0.0.0/8", "fd00::/8"],
+  });
+  const rules = (name: string) => {
+    const found = core.rules().find((each) => each.name === name);
+    assert.ok(found, name);
+    return { nftables: found.nftables, iptables: found.iptables };
+  };
+  assert.equal(rules("dual"), {
+    nftables: [
+      'bridges { "dual0" }',
+      'same_bridge { "dual0" . "dual0" }',
+      'own_subnet4 { "dual0" . 172.32.0.0/24 }',
+      "masquerade4 { 172.32.0.0/24 }",
+      'own_subnet6 { "dual0" . fd32::/64 }',
+      "masquerade6 { fd32::/64 }",
+    ],
+    iptables: [
+      "iptables -t nat -A POSTROUTING -s 172.32.0.0/24 ! -o dual0 -j MASQUERADE",
+      "ip6tables -t nat -A POSTROUTING -s fd32::/64 ! -o dual0 -j MASQUERADE",
+    ],
+  });
+  const dnat = "-m addrtype --dst-type LOCAL -p tcp --dport 8080 -j DNAT --to-destination";
+  assert.equal(rules("any"), {
+    nftables: ["tcp_wildcard4 { 8080 : 172.32.0.2 . 80 }", "tcp_wildcard6 { 8080 : fd32::2 . 80 }"],
+    iptables: [
+      `iptables -t nat -A PREROUTING ${dnat} 172.32.0.2:80`,
+      `ip6tables -t nat -A PREROUTING ${dnat} [fd32::2]:80`,
+    ],
+  });
+  const some = rules("some");
+  assert.equal(some.nftables, [
+    "udp_exact4 { 198.51.100.1 . 53 : 10.4.0.2 . 5353 }",
+    "restricted_exact4 { udp . 198.51.100.1 . 53 }",
+    "allowed_exact4 { udp . 198.51.100.1 . 53 . 10.0.0.0/8 }",
+  ]);
+  assert.is(
+    core.rules().some(({ name }) => name === "host"),
+    false,
+  );
+  // iptables knows one family at a time: a client subnet of the other one is no line of it.
+  assert.equal(some.iptables, [
+    "iptables -t nat -A PREROUTING -s 10.0.0.0/8 -d 198.51.100.1 -p udp --dport 53 -j DNAT --to-destination 10.4.0.2:5353",
+  ]);
+});
+
+test.run();
