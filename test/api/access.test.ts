@@ -12,7 +12,7 @@ const protectedApp = () => createTestApp({ tokens, host });
 const bearer = (secret: string) => ({ host: "127.0.0.1:9000", authorization: `Bearer ${secret}` });
 
 test("without a known token nothing is told", async () => {
-  const api = protectedApp();
+  const api = await protectedApp();
   for (const authorization of [
     "",
     "Bearer ",
@@ -32,13 +32,13 @@ test("without a known token nothing is told", async () => {
 });
 
 test("health needs no token", async () => {
-  const api = protectedApp();
+  const api = await protectedApp();
   for (const path of ["/healthz", "/readyz"])
     assert.is((await api.request("GET", path, undefined, { host: "127.0.0.1" })).status, 200);
 });
 
 test("scope read reads, scope write writes", async () => {
-  const api = protectedApp();
+  const api = await protectedApp();
   assert.is(
     (await api.request("GET", "/v1/networks", undefined, bearer(reader.secret))).status,
     200,
@@ -65,7 +65,7 @@ test("scope read reads, scope write writes", async () => {
 });
 
 test("the Host header must be an address or the listener's name", async () => {
-  const api = protectedApp();
+  const api = await protectedApp();
   const ask = async (name: string) =>
     (await api.request("GET", "/healthz", undefined, { host: name })).status;
   for (const name of [
@@ -107,7 +107,7 @@ test("a token is not guessable and its line does not hold it", () => {
 });
 
 test("the unix socket's own app asks for none", async () => {
-  const api = createTestApp();
+  const api = await createTestApp();
   await seed(api);
   assert.is(
     (await api.request("GET", "/v1/networks", undefined, { host: "anything" })).status,

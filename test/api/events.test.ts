@@ -1,16 +1,16 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { at, createTestApp, type TestApp } from "./support.ts";
+import { at, createStandInApp, type StandInApp } from "./support.ts";
 
-const test = suite<{ api: TestApp }>("events");
+const test = suite<{ api: StandInApp }>("events");
 test.before.each((context) => {
-  context.api = createTestApp();
+  context.api = createStandInApp();
 });
 test.after.each((context) => context.api.shutdown.abort());
 
 /** Reads an event stream until `enough` says so, or two seconds are over. */
 async function follow(
-  api: TestApp,
+  api: StandInApp,
   path: string,
   headers: Record<string, string>,
   enough: (text: string) => boolean,

@@ -4,7 +4,7 @@
  */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { at, createCoreApp, seed } from "./support.ts";
+import { at, createTestApp, seed } from "./support.ts";
 
 const test = suite("fuzz");
 const requests = 10_000;
@@ -225,7 +225,7 @@ const makers = [
 test(`${requests} malformed requests are refused and change nothing (seed ${seedNumber})`, async () => {
   const random = generator(seedNumber);
   const pick: Pick = (items) => items[Math.floor(random() * items.length)] ?? items[0];
-  const api = await createCoreApp();
+  const api = await createTestApp();
   await seed(api);
   const before = api.host.dump();
   const statuses = new Map<number, number>();

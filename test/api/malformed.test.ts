@@ -1,6 +1,6 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { at, createCoreApp, seed } from "./support.ts";
+import { at, createTestApp, seed } from "./support.ts";
 
 const test = suite("malformed requests");
 
@@ -210,7 +210,7 @@ for (const { call, status = 400, code = "invalid_request", pointer } of cases) {
   const [method, path, body, headers] = call;
   const shown = typeof body === "string" ? body.slice(0, 20) : JSON.stringify(body)?.slice(0, 60);
   test(`${method} ${path.slice(0, 60)} ${shown ?? ""} ${headers ? JSON.stringify(headers) : ""}`, async () => {
-    const api = await createCoreApp();
+    const api = await createTestApp();
     await seed(api);
     const before = api.host.dump();
     const answer = await api.request(method, path, body, headers);

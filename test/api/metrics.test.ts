@@ -3,11 +3,11 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { createMetricsApp } from "../../src/api/app.ts";
 import type { Logger } from "../../src/log.ts";
-import { createTestApp, QuietLog, seed, type TestApp } from "./support.ts";
+import { createStandInApp, QuietLog, type StandInApp, seed } from "./support.ts";
 
-const test = suite<{ api: TestApp }>("metrics");
+const test = suite<{ api: StandInApp }>("metrics");
 test.before.each(async (context) => {
-  context.api = createTestApp();
+  context.api = createStandInApp();
   await seed(context.api);
 });
 

@@ -1,10 +1,11 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { at, createTestApp, seed, type TestApp } from "./support.ts";
+import { addTraffic } from "./traffic.ts";
 
 const test = suite<{ api: TestApp }>("resources");
 test.before.each(async (context) => {
-  context.api = createTestApp();
+  context.api = await createTestApp();
   await seed(context.api);
 });
 
@@ -91,8 +92,9 @@ test("pages cover a list once, also while it changes", async ({ api }) => {
     await api.request("DELETE", "/v1/networks/n00");
     path = `/v1/networks?limit=10&cursor=${cursor}`;
   }
-  assert.is(names.length, 26);
-  assert.is(new Set(names).size, 26);
+  // Those of the loop, my_net and the three predefined ones.
+  assert.is(names.length, 29);
+  assert.is(new Set(names).size, 29);
 });
 
 test("labels, network and endpoint filter lists", async ({ api }) => {
@@ -118,6 +120,7 @@ test("labels, network and endpoint filter lists", async ({ api }) => {
 });
 
 test("connections are filtered, and answered as lines on demand", async ({ api }) => {
+  addTraffic(api.host);
   const count = async (query: string) => {
     const items = at(await api.request("GET", `/v1/connections${query}`), "/items");
     assert.ok(Array.isArray(items));
@@ -125,6 +128,10 @@ test("connections are filtered, and answered as lines on demand", async ({ api }
   };
   assert.is(await count(""), 2);
   assert.is(await count("?protocol=udp"), 1);
+  assert.equal(
+    at(await api.request("GET", "/v1/connections?protocol=tcp"), "/items/0/path"),
+    "fast",
+  );
   assert.is(await count("?state=established"), 1);
   assert.is(await count("?port=web-8080"), 1);
   assert.is(await count("?endpoint=web&network=my_net"), 2);
@@ -144,17 +151,17 @@ test("the fast path is switched and shown", async ({ api }) => {
 });
 
 test("a dry run of apply changes nothing", async ({ api }) => {
-  const before = api.service.dump();
+  const before = api.host.dump();
   const input = { owner: "me", networks: [{ name: "n1" }] };
   const dry = await api.request("POST", "/v1/apply?dryRun=true", input);
   assert.is(at(dry, "/dryRun"), true);
-  assert.is(api.service.dump(), before);
+  assert.is(api.host.dump(), before);
   await api.request("POST", "/v1/apply", input);
-  assert.is.not(api.service.dump(), before);
+  assert.is.not(api.host.dump(), before);
 });
 
 test("an answer that nobody expected tells nothing, and is logged", async ({ api }) => {
-  api.service.failure = new TypeError("secret /root/path");
+  api.service.datapathStatus = () => Promise.reject(new TypeError("secret /root/path"));
   const answer = await api.request("GET", "/v1/datapath");
   assert.is(answer.status, 500);
   assert.is(at(answer, "/code"), "internal");
@@ -163,7 +170,7 @@ test("an answer that nobody expected tells nothing, and is logged", async ({ api
 });
 
 test("before it is ready the daemon says so, and is alive", async ({ api }) => {
-  api.service.isReady = false;
+  api.service.ready = () => false;
   for (const path of ["/v1/networks", "/readyz"]) {
     const answer = await api.request("GET", path);
     assert.is(answer.status, 503);

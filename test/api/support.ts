@@ -41,17 +41,16 @@ export function at({ body }: Pick<Answer, "body">, pointer: string): unknown {
   return value;
 }
 
-export function createTestApp(access: Access | null = null) {
-  return serve(new StandIn(), access);
-}
-
 /** The routes over the real core, on a host in memory. */
-export async function createCoreApp() {
+export async function createTestApp(access: Access | null = null) {
   const host = await new CoreHost().start();
   // Ready, without the upkeep's timers.
   host.core.ready = () => true;
-  return { ...serve(host.core, null), host };
+  return { ...serve(host.core, access), host };
 }
+
+/** The routes over a service that can be put into any state, for tests of HTTP itself. */
+export const createStandInApp = () => serve(new StandIn(), null);
 
 function serve<T extends Service & MetricsSource>(service: T, access: Access | null) {
   const log = new QuietLog();
@@ -92,8 +91,9 @@ function serve<T extends Service & MetricsSource>(service: T, access: Access | n
   return { app, service, log, shutdown, metrics, request };
 }
 
-export type TestApp = ReturnType<typeof createTestApp>;
-type Requester = Pick<TestApp, "request">;
+export type TestApp = Awaited<ReturnType<typeof createTestApp>>;
+export type StandInApp = ReturnType<typeof createStandInApp>;
+type Requester = Pick<StandInApp, "request">;
 
 /** my_net, web in it, and port 8080 published. */
 export async function seed({ request }: Requester): Promise<void> {

@@ -96,13 +96,13 @@ test.after(() => daemon?.stop());
 for (const [args, names] of cases) {
   test(`natbridge ${args}`, async () => {
     if (daemon === null) throw new Error("no daemon");
-    const before = daemon.api.service.dump();
+    const before = daemon.api.host.dump();
     const result = await daemon.run(args === "" ? [] : args.split(" "));
     assert.is(result.code, 2, result.stderr + result.stdout);
     assert.match(result.stderr, names);
     assert.is(result.stdout, "");
     assert.not.match(result.stderr, /\n\s+at /);
-    assert.is(daemon.api.service.dump(), before);
+    assert.is(daemon.api.host.dump(), before);
   });
 }
 

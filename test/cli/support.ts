@@ -58,7 +58,7 @@ export interface Daemon {
 export async function startDaemon(): Promise<Daemon> {
   const folder = mkdtempSync(join(tmpdir(), "natbridge-cli-"));
   const path = join(folder, "natbridge.sock");
-  const api = createTestApp();
+  const api = await createTestApp();
   const server: RunningServer = await serveUnix((request) => api.app.fetch(request), path, 0o600);
   const host = `unix://${path}`;
   return {
