@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { seed } from "../api/support.ts";
+import { addTraffic } from "../api/traffic.ts";
 import { type Daemon, natbridge, startDaemon } from "./support.ts";
 
 const test = suite<{ daemon: Daemon }>("commands");
@@ -33,7 +34,8 @@ test("the first session", async ({ daemon }) => {
     "172.33.0.128/25",
     "--reserved",
     "172.33.0.130",
-    "--internal",
+    "--subnet",
+    "fd00::/64",
     "--label",
     "a=b=c",
     "--no-masquerade",
@@ -49,8 +51,8 @@ test("the first session", async ({ daemon }) => {
       range: "172.33.0.128/25",
       reserved: ["172.33.0.130"],
     },
+    { subnet: "fd00::/64", gateway: "fd00::1", range: null, reserved: [] },
   ]);
-  assert.is(network.internal, true);
   assert.is(network.masquerade, false);
   assert.is(network.mtu, 1400);
   assert.equal(network.labels, { a: "b=c" });
@@ -74,7 +76,7 @@ test("the first session", async ({ daemon }) => {
     "--no-source-check",
   ]);
   const endpoint = service.endpoints.get("db");
-  assert.equal(endpoint.addresses, ["172.33.0.5/24", "fd00::5/24"]);
+  assert.equal(endpoint.addresses, ["172.33.0.5/24", "fd00::5/64"]);
   assert.equal(endpoint.aliases, ["sql"]);
   assert.is(endpoint.defaultRoutePriority, -3);
   assert.is(endpoint.sourceCheck, false);
@@ -90,21 +92,30 @@ test("the first session", async ({ daemon }) => {
   ]);
   assert.match(published, /127\.0\.0\.1:5353->53\/udp/);
   assert.match(published, /\[::1\]:81->80\/tcp/);
-  assert.equal((await service.ports.get("db-5353")).from, ["10.0.0.0/8"]);
+  assert.equal((await service.ports.get("db-udp-5353")).from, ["10.0.0.0/8"]);
 });
 
 test("lists are tables, ids or JSON", async ({ daemon }) => {
   const table = await ok(daemon, ["network", "ls"]);
   assert.match(
     table,
-    /^NETWORK ID +NAME +DRIVER +SCOPE +SUBNETS +BRIDGE\n[0-9a-f]{12} +my_net +bridge +local +172\.32\.0\.0\/24 +nb-\d+\n$/,
+    /^NETWORK ID +NAME +DRIVER +SCOPE +SUBNETS +BRIDGE\n(?:.*\n)*[0-9a-f]{12} +my_net +bridge +local +172\.32\.0\.0\/24 +nb-[0-9a-f]{10}$/m,
   );
-  assert.match(await ok(daemon, ["network", "ls", "-q"]), /^[0-9a-f]{12}\n$/);
-  assert.is(JSON.parse(await ok(daemon, ["--json", "network", "ls"]))[0].name, "my_net");
-  assert.is(JSON.parse(await ok(daemon, ["network", "ls", "--json"]))[0].name, "my_net");
+  assert.match(await ok(daemon, ["network", "ls", "-q"]), /^([0-9a-f]{12}\n){4}$/);
+  for (const args of [
+    ["--json", "network", "ls"],
+    ["network", "ls", "--json"],
+  ])
+    assert.equal(
+      JSON.parse(await ok(daemon, args)).map(({ name }: { name: string }) => name),
+      ["bridge", "host", "my_net", "none"],
+    );
   assert.match(await ok(daemon, ["endpoint", "ls"]), /web +my_net +web:eth0 +172\.32\.0\.10\/24/);
-  assert.match(await ok(daemon, ["sandbox", "ls"]), /web +web +present +eth0=web/);
-  assert.match(await ok(daemon, ["port", "ls"]), /web-8080 +web +0\.0\.0\.0:8080->80\/tcp +any/);
+  assert.match(await ok(daemon, ["sandbox", "ls"]), /web +\/run\/netns\/web +present +eth0=web/);
+  assert.match(
+    await ok(daemon, ["port", "ls"]),
+    /web-8080 +web +0\.0\.0\.0:8080->80\/tcp, \[::\]:8080->80\/tcp +any/,
+  );
 });
 
 test("filters narrow lists", async ({ daemon }) => {
@@ -125,16 +136,17 @@ test("inspect answers an array, also when one is missing", async ({ daemon }) =>
 
 test("connect and disconnect by sandbox and by endpoint", async ({ daemon }) => {
   const { service } = daemon.api;
-  await ok(daemon, ["network", "create", "other"]);
+  await ok(daemon, ["network", "create", "other", "--internal"]);
+  assert.is(service.networks.get("other").internal, true);
   await ok(daemon, ["network", "connect", "other", "web", "--ip", "172.18.0.9", "--priority", "5"]);
   const endpoint = service.endpoints.get("web-other");
   assert.is(endpoint.sandbox, "web");
   assert.is(endpoint.interface, "eth1");
   await ok(daemon, ["network", "disconnect", "other", "web"]);
   assert.throws(() => service.endpoints.get("web-other"));
-  await ok(daemon, ["endpoint", "create", "named", "-n", "other", "--netns", "second"]);
+  await ok(daemon, ["endpoint", "create", "named", "-n", "other", "--netns", "x"]);
   await ok(daemon, ["network", "connect", "my_net", "named"]);
-  assert.is(service.endpoints.get("second-my_net").sandbox, "second");
+  assert.is(service.endpoints.get("x-my_net").sandbox, "x");
   await ok(daemon, ["network", "disconnect", "other", "named"]);
   assert.throws(() => service.endpoints.get("named"));
 });
@@ -147,7 +159,7 @@ test("prune asks, and removes only what is unused", async ({ daemon }) => {
   assert.is(await ok(daemon, ["network", "prune", "--force"]), "unused\n");
   assert.equal(
     daemon.api.service.networks.list().map(({ name }) => name),
-    ["my_net"],
+    ["bridge", "host", "none", "my_net"],
   );
 });
 
@@ -177,36 +189,47 @@ test("port update moves a port", async ({ daemon }) => {
 });
 
 test("connections, rules, status and datapath show", async ({ daemon }) => {
+  const { host } = daemon.api;
+  addTraffic(host);
+  host.datapath.foreign = {
+    nft: '{"nftables":[{"table":{"family":"ip","name":"filter"}},{"chain":{"family":"ip","table":"filter","name":"FORWARD","type":"filter","hook":"forward","prio":0,"policy":"accept"}},{"rule":{"family":"ip","table":"filter","chain":"FORWARD","handle":4,"expr":[{"match":{"op":"==","left":{"meta":{"key":"iifname"}},"right":"eth0"}},{"limit":{"rate":1,"per":"second"}},{"accept":null}]}}]}',
+    legacy: "",
+  };
+  host.datapath.sysctls.set("net/bridge/bridge-nf-call-iptables", "1");
+  await host.core.upkeep.now();
   assert.match(
     await ok(daemon, ["connections"]),
     /tcp +ESTABLISHED +inbound +198\.51\.100\.9:40000 +198\.51\.100\.1:8080 +198\.51\.100\.9:40000 -> 172\.32\.0\.10:80 +web +web-8080 +fast/,
   );
   assert.is(JSON.parse(await ok(daemon, ["connections", "--protocol", "udp", "--json"])).length, 1);
-  assert.match(await ok(daemon, ["rules"]), /network my_net\n {2}nft .*\n {2}iptables/);
+  assert.match(await ok(daemon, ["rules"]), /network my_net\n(?: {2}nft .*\n)+ {2}iptables/);
   const status = await ok(daemon, ["status"]);
-  assert.match(status, /Fast path +on, 3 flows, 95\.0 % of packets fast/);
+  assert.match(status, /Fast path +on, 1 flows, 95\.0 % of packets fast/);
   assert.match(status, /off on eth0: it limits a rate: ip filter FORWARD/);
-  assert.match(status, /1 networks, 1 sandboxes, 1 endpoints, 1 published ports/);
-  assert.match(status, /Warnings +a warning/);
+  assert.match(status, /4 networks, 1 sandboxes, 1 endpoints, 1 published ports/);
+  assert.match(status, /Warnings +bridge-nf-call-iptables is 1/);
   assert.is(JSON.parse(await ok(daemon, ["status", "--json"])).counts.ports, 1);
-  assert.match(await ok(daemon, ["datapath", "show"]), /net\.ipv4\.ip_forward = 1 \(was 0\)/);
+  assert.match(await ok(daemon, ["datapath", "show"]), /net\/ipv4\/ip_forward = 1 \(was 0\)/);
 });
 
 test("datapath off and on reach the daemon", async ({ daemon }) => {
   assert.match(await ok(daemon, ["datapath", "off"]), /^fast path off/);
-  assert.is(daemon.api.service.fastPath, false);
+  assert.is(daemon.api.host.datapath.enabled, false);
   assert.match(await ok(daemon, ["datapath", "on"]), /^fast path on/);
-  assert.is(daemon.api.service.fastPath, true);
+  assert.is(daemon.api.host.datapath.enabled, true);
 });
 
 test("events follow and can be narrowed", async ({ daemon }) => {
-  daemon.api.service.events.emit("sandbox.lost", null, "web is gone");
+  const lost = { type: "sandbox.lost", object: null, message: "web is gone" };
+  daemon.api.service.events.record([lost], "2026-01-01T00:00:00.000Z");
   setTimeout(() => daemon.api.shutdown.abort(), 1500);
   const result = await daemon.run(["events", "--since", "0", "--type", "sandbox", "--json"]);
   assert.is(result.code, 1);
   const lines = result.stdout.trimEnd().split("\n");
-  assert.is(lines.length, 1);
-  assert.is(JSON.parse(lines[0] ?? "").type, "sandbox.lost");
+  assert.equal(
+    lines.map((line) => JSON.parse(line).type),
+    ["sandbox.created", "sandbox.lost"],
+  );
 });
 
 test("apply reads JSON, YAML and standard input", async ({ daemon }) => {
@@ -217,7 +240,7 @@ test("apply reads JSON, YAML and standard input", async ({ daemon }) => {
     await ok(daemon, ["apply", "-f", json, "--dry-run"]),
     /network one created\ndry run.*1 created/,
   );
-  assert.is(service.networks.list().length, 1);
+  assert.is(service.networks.list().length, 4);
   assert.match(
     await ok(daemon, ["apply", "-f", json]),
     /1 created, 0 updated, 0 deleted, 0 unchanged/,
@@ -236,7 +259,10 @@ test("token create prints a token and its line", async () => {
 });
 
 test("names from elsewhere cannot move the terminal's cursor", async ({ daemon }) => {
-  daemon.api.service.endpoints.get("web").hostInterface = "nb\u001b[2J";
+  const { state } = daemon.api.service;
+  const endpoint = state.endpoint.named("web");
+  assert.ok(endpoint);
+  state.endpoint.put({ ...endpoint, hostInterface: "nb\u001b[2J" });
   assert.not.ok((await ok(daemon, ["endpoint", "ls"])).includes("\u001b"));
 });
 
