@@ -146,7 +146,8 @@ export interface FirewallPort {
   hostPort: number;
   /**
    * Same family as `hostAddress`. Empty where only the forwarder can serve the port (a v6 host
-   * address of a v4 endpoint): then the table does no more than keep out clients not in `from`.
+   * address of a v4 endpoint): then the table only keeps out clients not in `from`, and those of
+   * internal networks.
    */
   targetAddress: string;
   targetPort: number;

@@ -85,9 +85,8 @@ function targetOf(
 function firewallPorts(endpoint: EndpointRecord, port: PortRecord): FirewallPort[] {
   return port.bindings.flatMap(({ hostAddress, hostPort, containerPort }) => {
     const target = targetOf(endpoint, hostAddress);
-    // Loopback never meets the table; what only the forwarder serves needs it for `from` alone.
-    const isMoot = isLoopback(addressOf(hostAddress)) || (!target.same && port.from.length === 0);
-    if (isMoot) return [];
+    // Loopback never meets the table.
+    if (isLoopback(addressOf(hostAddress))) return [];
     return {
       protocol: port.protocol,
       hostAddress,

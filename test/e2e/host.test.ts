@@ -117,6 +117,19 @@ test("an uplink that comes later is followed, and forgotten when it goes", async
   assert.not.ok((await uplinks()).includes("late0"));
 });
 
+test("a rule of the host's that compares whole marks goes on matching", async () => {
+  const rules = (verb: string): string =>
+    [
+      `iptables-nft -t mangle ${verb} PREROUTING -s 198.51.100.2 -j MARK --set-mark 7`,
+      `iptables-nft ${verb} FORWARD -m mark --mark 7 -j DROP`,
+    ].join("; ");
+  topology.must("host", rules("-A"));
+  await sleep(500);
+  assert.not.ok((await topology.connect("client", "tcp", addresses.host.ipv4, 8080)).ok);
+  topology.must("host", rules("-D"));
+  assert.ok((await topology.connect("client", "tcp", addresses.host.ipv4, 8080)).ok);
+});
+
 test("a rule that must see every packet keeps the fast path off, and status says which", async () => {
   const off = async (): Promise<{ where: string; rule: string | null }[]> =>
     (await topology.ok<{ off: { where: string; rule: string | null }[] }>("GET", "/v1/datapath"))

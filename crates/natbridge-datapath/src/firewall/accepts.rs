@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::foreign::{is_tagged, list_ruleset, mark_match};
 use super::legacy::{FAMILIES, Legacy, tagged_rule};
-use super::nft;
+use super::{marking, nft};
 use crate::error::{Context, Error, Result};
 
 /// A foreign forward chain with policy drop.
@@ -39,6 +39,8 @@ pub fn ensure_forward_accepts() -> Result<Vec<ForwardAccept>> {
             Err(error) => failures.push(error),
         }
     }
+    // While a ruleset can't be read, an accept may be there that needs the mark.
+    failures.extend(marking::ensure(!accepts.is_empty() || !failures.is_empty()).err());
     all_or_failures(failures).map(|()| accepts)
 }
 
@@ -50,6 +52,7 @@ pub fn remove_forward_accepts() -> Result<()> {
     let mut failures = Vec::new();
     failures.extend(ensure_nft(false).err());
     failures.extend(FAMILIES.iter().filter_map(|legacy| ensure_legacy(legacy, false).err()));
+    failures.extend(marking::ensure(false).err());
     all_or_failures(failures)
 }
 

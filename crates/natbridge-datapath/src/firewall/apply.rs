@@ -3,9 +3,9 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::elements::Elements;
-use super::nft;
 use super::spec::FirewallSpec;
 use super::table::{TABLE, definition};
+use super::{marking, nft};
 use crate::error::{Context, ErrorKind, Result};
 
 /// What a call changed in the kernel.
@@ -77,6 +77,7 @@ fn rebuild(wanted: &Elements) -> Result<FirewallChange> {
     let mut script = format!("add table {TABLE}\ndelete table {TABLE}\n");
     script.push_str(&definition());
     script.push_str(&wanted.commands("add", TABLE));
+    script.push_str(&marking::kept());
     nft::commit(&script).context("write the table inet natbridge")?;
     Ok(FirewallChange {
         changed: true,

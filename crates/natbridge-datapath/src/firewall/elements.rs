@@ -145,6 +145,9 @@ impl Elements {
         if let Some(target) = port.target_address {
             let target = format!("{target} . {}", port.target_port);
             self.insert(&format!("{protocol}_{kind}{family}"), socket.clone(), target);
+        } else {
+            let forwarded = format!("{protocol} . {}", port.host_port);
+            self.insert(&format!("forwarded{family}"), forwarded, String::new());
         }
         let key = format!("{protocol} . {socket}");
         let beside = (port.protocol, port.host_address.is_ipv4(), port.host_port);

@@ -9,6 +9,7 @@ mod elements;
 mod foreign;
 mod legacy;
 mod mark;
+mod marking;
 mod nft;
 mod prefix;
 mod spec;

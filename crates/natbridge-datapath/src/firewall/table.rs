@@ -7,6 +7,10 @@ use super::mark::FORWARD_ACCEPT_MARK;
 /// Family and name, as nft takes them.
 pub const TABLE: &str = "inet natbridge";
 
+/// The set of families whose forwarded packets are marked. It follows the accepts, not the
+/// specification, so it is not among [`SETS`].
+pub const MARKING: &str = "marking";
+
 /// What one field of a set's key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
@@ -76,6 +80,9 @@ pub const SETS: &[Set] = &[
     set("restricted_exact6", EXACT6),
     set("restricted_wildcard4", WILDCARD),
     set("restricted_wildcard6", WILDCARD),
+    // What only the forwarder serves; internal networks must not reach others through it.
+    set("forwarded4", WILDCARD),
+    set("forwarded6", WILDCARD),
     // Exact ports beside a restricted wildcard one of the same number.
     set("exempt4", EXACT4),
     set("exempt6", EXACT6),
@@ -115,6 +122,8 @@ const GUARD: &str = r#"
 		ct state new fib daddr type local jump restrict
 	}
 	chain internal_guard {
+		meta nfproto ipv4 meta l4proto . th dport @forwarded4 drop
+		meta nfproto ipv6 meta l4proto . th dport @forwarded6 drop
 		iifname . ip daddr != @own_subnet4 drop
 		ip6 daddr fe80::/10 return
 		iifname . ip6 daddr != @own_subnet6 drop
@@ -176,6 +185,7 @@ pub fn definition() -> String {
     for set in SETS {
         script.push_str(&declaration(set));
     }
+    let _ = writeln!(script, "\tset {MARKING} {{ type nf_proto; }}");
     script.push_str(GUARD);
     script.push_str(NAT);
     script.push_str(&forward_chains());
@@ -202,17 +212,19 @@ fn declaration(set: &Set) -> String {
 }
 
 /// Our verdict on forwarded packets. One hook before the usual filter chains, so that a packet
-/// dropped here costs them nothing and one accepted here still needs their accept too.
+/// dropped here costs them nothing and one accepted here still needs their accept too. Packets are
+/// marked only while a tagged accept asks for the mark: a rule of the host's that compares whole marks
+/// must not miss because of our bit.
 fn forward_chains() -> String {
     let mark = FORWARD_ACCEPT_MARK;
     let rest = !FORWARD_ACCEPT_MARK;
     format!(
         r#"
 	chain accepted {{
-		meta mark set meta mark or {mark:#010x} accept
+		meta nfproto @marking meta mark set meta mark or {mark:#010x}
 	}}
 	chain others {{
-		meta mark and {mark:#010x} == {mark:#010x} meta mark set meta mark and {rest:#010x}
+		meta nfproto @marking meta mark and {mark:#010x} == {mark:#010x} meta mark set meta mark and {rest:#010x}
 		meta nfproto @strict_forwarding drop
 	}}
 	chain forward {{
@@ -228,7 +240,7 @@ fn forward_chains() -> String {
 	}}
 	chain unmark {{
 		type filter hook postrouting priority -301; policy accept;
-		meta mark and {mark:#010x} == {mark:#010x} meta mark set meta mark and {rest:#010x}
+		meta nfproto @marking meta mark and {mark:#010x} == {mark:#010x} meta mark set meta mark and {rest:#010x}
 	}}
 "#
     )

@@ -208,6 +208,9 @@ fn scenarios(v4: bool, setting: Setting) -> Vec<Scenario> {
     add("client", None, both, at.i1, 80, NOTHING);
     add("host", None, both, at.a1, 80, &sees("a1", at.a_gateway));
     add("host", None, both, at.i1, 80, &sees("i1", at.i_gateway));
+    // What the forwarder serves is no way out of an internal network.
+    add("a1", None, &[Tcp], at.a_gateway, 8090, "refused");
+    add("i1", None, &[Tcp], at.i_gateway, 8090, NOTHING);
     // A container reaches its gateway, and the host's services as far as the host's INPUT says.
     add("a1", None, &[Tcp], at.a_gateway, 8099, &sees("host", at.a1));
     add("a1", None, &[Tcp], at.host, 8099, &sees("host", at.a1));

@@ -186,6 +186,15 @@ fn ports() -> Vec<FirewallPort> {
             }
         }
     }
+    // Served by the forwarder alone; nobody listens here, so what gets through is refused.
+    ports.extend(["0.0.0.0", "::"].map(|host| FirewallPort {
+        protocol: Protocol::Tcp,
+        host_address: address(host),
+        host_port: 8090,
+        target_address: None,
+        target_port: 80,
+        from: vec![],
+    }));
     ports
 }
 
