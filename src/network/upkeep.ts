@@ -80,11 +80,22 @@ export class Upkeep {
       if (this.#isStopped) return;
       const started = performance.now();
       await this.#reviveHolder();
+      this.#report(await this.#outcome());
+      this.#lastMilliseconds = performance.now() - started;
+    });
+  }
+
+  /** An error that no part of it expected must not end the daemon: nobody waits for a timer's promise. */
+  async #outcome(): Promise<Outcome> {
+    try {
       const outcome = await reconcile(this.#core, this.#isFirst);
       this.#isFirst = false;
-      this.#lastMilliseconds = performance.now() - started;
-      this.#report(outcome);
-    });
+      return outcome;
+    } catch (error) {
+      this.#core.options.log.error({ err: error }, "reconciling stopped half-way");
+      const reason = error instanceof Error ? error.message : String(error);
+      return { repairs: [], failures: [`reconciling stopped half-way: ${reason}`] };
+    }
   }
 
   /** A holder that died is started anew; what it held is then reserved again. */
