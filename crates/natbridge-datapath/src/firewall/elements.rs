@@ -270,6 +270,10 @@ mod tests {
         let spec = FirewallSpec { ports: vec![port], ..FirewallSpec::default() };
         spec.check().unwrap();
         let script = Elements::wanted(&spec).commands("add", "inet natbridge");
-        assert_eq!(script, "add element inet natbridge restricted_wildcard6 { tcp . 8080 }\n");
+        assert_eq!(
+            script,
+            "add element inet natbridge forwarded6 { tcp . 8080 }\n\
+             add element inet natbridge restricted_wildcard6 { tcp . 8080 }\n"
+        );
     }
 }
