@@ -246,9 +246,9 @@ export interface DeviceSpec {
   mtu: number;
   /** Endpoint only: its MAC in the sandbox. */
   mac: string;
-  /** Endpoint only: its own addresses without prefix. */
+  /** Endpoint only: the addresses its frames may bear, without prefix, its own first; 8 at most. */
   addresses: string[];
-  /** Drop packets whose source is neither of its addresses. */
+  /** Drop packets whose source is none of these addresses. */
   spoofCheck: boolean;
   /** Learn and use cached flows on it. */
   fastPath: boolean;

@@ -22,7 +22,7 @@ export class Devices {
     const endpoints = state.endpoint.values().flatMap((endpoint) => {
       const link = byName.get(endpoint.hostInterface);
       const bridge = state.network.expect(endpoint.networkId).bridge ?? "";
-      return link ? endpointDevice(endpoint, link.ifindex, allowed(link.name, bridge)) : [];
+      return link ? endpointDevice(state, endpoint, link.ifindex, allowed(link.name, bridge)) : [];
     });
     const others = uplinks.map(
       (link): DeviceSpec => ({

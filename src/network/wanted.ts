@@ -55,8 +55,23 @@ export function endpointSpec(
   };
 }
 
+/** Addresses the programs know of one device (NB_DEVICE_ADDRESSES in bpf/abi.h). */
+const deviceAddresses = 8;
+
+/**
+ * Addresses an endpoint's frames may bear: its own, and those of its sandbox's other endpoints. Linux
+ * answers a published port from the address that was asked, by the device of its default route.
+ */
+function sourcesOf(state: State, endpoint: EndpointRecord): string[] {
+  const others = state.endpoint.of(endpoint.sandboxId).filter(({ id }) => id !== endpoint.id);
+  return [endpoint, ...others]
+    .flatMap(({ addresses }) => addresses.map(withoutPrefix))
+    .slice(0, deviceAddresses);
+}
+
 /** What the programs must know of an endpoint's host end. */
 export function endpointDevice(
+  state: State,
   endpoint: EndpointRecord,
   ifindex: number,
   fastPath: boolean,
@@ -66,7 +81,7 @@ export function endpointDevice(
     role: "endpoint",
     mtu: endpoint.mtu,
     mac: endpoint.mac,
-    addresses: endpoint.addresses.map(withoutPrefix),
+    addresses: sourcesOf(state, endpoint),
     spoofCheck: endpoint.sourceCheck,
     fastPath,
   };

@@ -72,6 +72,8 @@ export const fieldScenarios: Scenario[] = [
       });
       assert.match(topology.must("web", "ip -4 route show default"), /via 172\.33\.0\.1 dev eth1/);
       await reaches(topology, "web", "tcp", addresses.client.ipv4, 7000);
+      // Answers to what came by eth0 leave by eth1, from eth0's address.
+      await reaches(topology, "client", "tcp", addresses.host.ipv4, 8080);
       await topology.ok("DELETE", "/v1/endpoints/web-first");
       assert.match(topology.must("web", "ip -4 route show default"), /via 172\.32\.0\.1 dev eth0/);
     },

@@ -3,6 +3,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import {
   defaultRoutes,
+  endpointDevice,
   endpointSpec,
   firewallSpec,
   holderBindings,
@@ -42,6 +43,21 @@ const hooked = ({ core }: CoreHost) =>
   portEntries(core.state).map(
     ({ protocol, hostAddress, targetAddress }) => `${protocol} ${hostAddress} ${targetAddress}`,
   );
+
+test("frames of a sandbox's endpoint may bear its other endpoints' addresses, its own first", async ({
+  host,
+}) => {
+  await host.core.endpoints.create({ name: "second", network: "four", netns: "web" });
+  const { state } = host.core;
+  const sourcesOf = (name: string) => {
+    const endpoint = state.endpoint.named(name);
+    assert.ok(endpoint);
+    return endpointDevice(state, endpoint, 1, true).addresses;
+  };
+  assert.equal(sourcesOf("dual"), ["172.32.0.2", "fd32::2", "10.4.0.3"]);
+  assert.equal(sourcesOf("second"), ["10.4.0.3", "172.32.0.2", "fd32::2"]);
+  assert.equal(sourcesOf("four"), ["10.4.0.2"]);
+});
 
 test("a wildcard port goes to the endpoint's address of the same family", async ({ host }) => {
   await host.core.ports.create({ endpoint: "dual", hostPort: 8080, containerPort: 80 });
