@@ -68,16 +68,21 @@ class Connection {
   #chunks: string[] = [];
   #nextId = 1;
   #failure: HolderError | null = null;
+  #isClosed = false;
 
-  private constructor(socket: Socket) {
+  private constructor(socket: Socket, onLost: () => void) {
     this.#socket = socket;
     socket.setEncoding("utf8");
     socket.on("data", (chunk: string) => this.#receive(chunk));
     socket.on("error", (error) => this.#fail(`the holder's connection failed: ${error.message}`));
-    socket.on("close", () => this.#fail("the holder closed the connection"));
+    socket.on("close", () => {
+      const isOurs = this.#isClosed;
+      this.#fail("the holder closed the connection");
+      if (!isOurs) onLost();
+    });
   }
 
-  static open(path: string): Promise<Connection> {
+  static open(path: string, onLost: () => void): Promise<Connection> {
     return new Promise((resolve, reject) => {
       const socket = connect(path);
       const refuse = (error: Error) => {
@@ -87,7 +92,7 @@ class Connection {
       socket.once("error", refuse);
       socket.once("connect", () => {
         socket.off("error", refuse);
-        resolve(new Connection(socket));
+        resolve(new Connection(socket, onLost));
       });
     });
   }
@@ -110,6 +115,7 @@ class Connection {
   }
 
   close(): void {
+    this.#isClosed = true;
     this.#fail("the connection to the holder was closed");
   }
 
@@ -158,6 +164,7 @@ class Connection {
 export class HolderClient implements Holder {
   readonly #path: string;
   #connection: Promise<Connection> | null = null;
+  #tellLost = (): void => undefined;
 
   /** @param path The holder's control socket. */
   constructor(path: string) {
@@ -185,6 +192,10 @@ export class HolderClient implements Holder {
     this.close();
   }
 
+  onLost(listener: () => void): void {
+    this.#tellLost = listener;
+  }
+
   close(): void {
     const connection = this.#connection;
     this.#connection = null;
@@ -209,7 +220,7 @@ export class HolderClient implements Holder {
       // Another call may have begun to connect again meanwhile.
       if (this.#connection === pending) this.#connection = null;
     }
-    this.#connection ??= Connection.open(this.#path);
+    this.#connection ??= Connection.open(this.#path, () => this.#tellLost());
     return this.#connection;
   }
 }

@@ -36,6 +36,19 @@ export class FakeHolder implements Holder {
     }
   }
 
+  #tell = (): void => undefined;
+
+  onLost(listener: () => void): void {
+    this.#tell = listener;
+  }
+
+  /** As killed: what it held is free. */
+  die(): void {
+    this.isDead = true;
+    this.bindings.clear();
+    this.#tell();
+  }
+
   close(): void {}
 
   async shutdown(): Promise<void> {

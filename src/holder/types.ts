@@ -90,6 +90,8 @@ export interface Holder {
   list(): Promise<HolderBindingState[]>;
   /** @throws HolderError; nothing has changed then. */
   update(update: HolderUpdate): Promise<void>;
+  /** Calls `listener` whenever the holder ends the connection, which it does by dying alone. */
+  onLost(listener: () => void): void;
   /** Lets go of the connection; the holder lives on. */
   close(): void;
   /** Ends the holder: every reserved port is given up. */

@@ -180,6 +180,7 @@ export class Core implements Service, MetricsSource {
   ): Promise<T> {
     return this.exclusive(async () => {
       const held = new Set<string>();
+      let hasRevived = false;
       for (let attempt = 1; ; attempt++) {
         const before = this.state;
         const after = before.copy();
@@ -188,6 +189,12 @@ export class Core implements Service, MetricsSource {
           await this.#transition(before, after);
           return result;
         } catch (error) {
+          if (!hasRevived && error instanceof HolderError && error.kind === "unavailable") {
+            // It died since the last look: revived, it holds what it held before, and may hold more.
+            hasRevived = true;
+            await this.upkeep.duringChange();
+            continue;
+          }
           const picked = pickedPort(after, error);
           if (picked === null || attempt === portAttempts) throw await this.#explain(error);
           held.add(picked);
@@ -232,6 +239,11 @@ export class Core implements Service, MetricsSource {
       return new ProblemError("invalid_request", error.message, [
         { pointer: "/hostAddress", message: error.message },
       ]);
+    if (error instanceof HolderError && error.kind === "unavailable")
+      return new ProblemError(
+        "not_ready",
+        `The holder of the host's ports can't be had: ${error.message}. Nothing was changed; try again.`,
+      );
     if (error instanceof DatapathError && error.kind === "exists")
       return new ProblemError("interface_exists", error.message);
     return error;

@@ -54,7 +54,9 @@ export class Upkeep {
 
   /** Follows the host from now on. */
   watch(): void {
-    this.#core.options.datapath.watchHost((event) => this.#hear(event));
+    const { datapath, holder } = this.#core.options;
+    datapath.watchHost((event) => this.#hear(event));
+    holder.onLost(() => this.soon());
     this.#regular = setInterval(() => this.soon(), regularMilliseconds);
     this.soon();
   }
@@ -76,13 +78,16 @@ export class Upkeep {
 
   /** Reconciles when no change is under way. Never throws. */
   async now(): Promise<void> {
-    await this.#core.exclusive(async () => {
-      if (this.#isStopped) return;
-      const started = performance.now();
-      await this.#reviveHolder();
-      this.#report(await this.#outcome());
-      this.#lastMilliseconds = performance.now() - started;
-    });
+    await this.#core.exclusive(() => this.duringChange());
+  }
+
+  /** As `now`, for a change that is under way and has undone its steps. Never throws. */
+  async duringChange(): Promise<void> {
+    if (this.#isStopped) return;
+    const started = performance.now();
+    await this.#reviveHolder();
+    this.#report(await this.#outcome());
+    this.#lastMilliseconds = performance.now() - started;
   }
 
   /** An error that no part of it expected must not end the daemon: nobody waits for a timer's promise. */

@@ -69,6 +69,37 @@ test("a kernel that refuses a device leaves all as before", async ({ host }) => 
   assert.is(host.dump(), before);
 });
 
+test("a holder that died is revived by the next change, with all that it held", async ({
+  host,
+}) => {
+  await seed(host);
+  host.holder.die();
+  const another = { ...port, name: "q", hostPort: 9000 };
+  assert.is(await code(host.core.ports.create(another)), "done");
+  const held = [...host.holder.bindings.keys()].sort();
+  assert.equal(held, ["tcp/0.0.0.0/8080", "tcp/0.0.0.0/9000", "tcp/::/8080", "tcp/::/9000"]);
+});
+
+test("a holder that died is revived without being asked", async ({ host }) => {
+  await seed(host);
+  const { upkeep } = host.core;
+  const until = async (isSo: () => boolean): Promise<void> => {
+    for (let wait = 0; wait < 100 && !isSo(); wait++)
+      await new Promise((resolve) => setTimeout(resolve, 20));
+  };
+  upkeep.watch();
+  try {
+    // The look that begins the watch; the next regular one is half a minute away.
+    const { runs } = upkeep.counts;
+    await until(() => upkeep.counts.runs > runs);
+    host.holder.die();
+    await until(() => host.holder.bindings.size > 0);
+    assert.equal([...host.holder.bindings.keys()].sort(), ["tcp/0.0.0.0/8080", "tcp/::/8080"]);
+  } finally {
+    await host.core.stop();
+  }
+});
+
 test("a port that somebody holds is refused, an ephemeral one is picked anew", async ({ host }) => {
   await seed(host);
   host.holder.taken.add("tcp/0.0.0.0/9000");
