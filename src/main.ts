@@ -7,4 +7,7 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   throw error;
 });
 
-process.exitCode = await run(process.argv.slice(2));
+const exitCode = await run(process.argv.slice(2));
+// Not by running out of work: Deno would free the heap while V8 may still compile in the background,
+// and now and then end by SIGSEGV instead.
+process.exit(exitCode);
