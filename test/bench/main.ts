@@ -58,6 +58,13 @@ function record(collected: Collected, variant: Variant, figures: Figures): void 
   }
 }
 
+/** A rate that wanders from second to second is compared in many short turns. */
+function schedule(load: Load, { repeats, secondsPerRun }: Options) {
+  return load.wanders
+    ? { turns: 2 * repeats * secondsPerRun, seconds: 1 }
+    : { turns: repeats, seconds: secondsPerRun };
+}
+
 /** All variants of one load, each in its own namespaces, by turns. */
 async function runLoad(load: Load, options: Options, report: Report, collected: Collected) {
   const topologies: { variant: Variant; topology: Topology }[] = [];
@@ -65,16 +72,17 @@ async function runLoad(load: Load, options: Options, report: Report, collected: 
     const topology = await build(variant, { ...options, loopback: load.loopback });
     topologies.push({ variant, topology });
   }
-  for (let turn = 0; turn < options.repeats; turn++) {
+  const { turns, seconds } = schedule(load, options);
+  for (let turn = 0; turn < turns; turn++) {
     // Every variant begins a turn once, so that none always follows the same one.
     const shift = turn % Math.max(1, topologies.length);
     for (const { variant, topology } of [
       ...topologies.slice(shift),
       ...topologies.slice(0, shift),
     ]) {
-      const figures = await load.measure(topology, options.secondsPerRun);
+      const figures = await load.measure(topology, seconds);
       record(collected, variant, figures);
-      console.error(`${load.name} ${turn + 1}/${options.repeats} ${variant}: ${summary(figures)}`);
+      console.error(`${load.name} ${turn + 1}/${turns} ${variant}: ${summary(figures)}`);
     }
   }
   for (const { variant, topology } of topologies) await prove(load, variant, topology, report);

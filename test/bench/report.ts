@@ -120,8 +120,9 @@ Made by \`npm run bench\` on ${report.date.slice(0, 10)}: ${setting(report)}.
 
 ![Ratios to the kernel path](chart.svg)
 
-Medians of interleaved runs of ${report.secondsPerRun} s; in brackets how many times better than natbridge's own
-kernel path. Everything is veth between network namespaces of one machine, so the load generators
+Medians of interleaved runs of ${report.secondsPerRun} s (new connections: more runs of 1 s, because that
+rate wanders from second to second); in brackets how many times better than natbridge's own kernel
+path. Everything is veth between network namespaces of one machine, so the load generators
 share its cores with the datapath. Every run is in [results.json](results.json).
 
 | case | | | | |
