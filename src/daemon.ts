@@ -45,9 +45,17 @@ class Opened {
 }
 
 function makeFolders({ stateDir, runDir }: DaemonOptions): void {
-  mkdirSync(stateDir, { recursive: true, mode: 0o700 });
-  chmodSync(stateDir, 0o700);
-  mkdirSync(runDir, { recursive: true, mode: 0o755 });
+  const make = (flag: string, path: string, mode: number, isPrivate: boolean): void => {
+    try {
+      mkdirSync(path, { recursive: true, mode });
+      if (isPrivate) chmodSync(path, mode);
+    } catch (cause) {
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      throw new Error(`${flag} ${path} can't be used: ${reason}`, { cause });
+    }
+  };
+  make("--state-dir", stateDir, 0o700, true);
+  make("--run-dir", runDir, 0o755, false);
 }
 
 /** Loads the programs if that is wanted and possible; answers why not otherwise. */

@@ -78,26 +78,33 @@ export class Store {
    */
   constructor(path: string) {
     this.#database = new DatabaseSync(path);
+    let version: number;
     try {
-      this.#database.exec(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 2000;",
-      );
-      this.#migrate(path);
-    } catch (error) {
+      version = this.#open();
+    } catch (cause) {
       this.#database.close();
-      throw error;
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      throw new Error(
+        `${path} can't be used: ${reason}. Put a copy of it back; without it natbridge begins anew, and removes what it made before.`,
+        { cause },
+      );
+    }
+    if (version > migrations.length) {
+      this.#database.close();
+      throw new Error(
+        `${path} has schema version ${version}, this natbridge knows ${migrations.length}: use the newer natbridge that wrote it, or another --state-dir.`,
+      );
     }
   }
 
-  #migrate(path: string): void {
+  /** Brings the schema up to date unless it is newer than that; returns the version it had. */
+  #open(): number {
+    this.#database.exec(
+      "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 2000;",
+    );
     const row = z
       .object({ user_version: z.int() })
       .parse(this.#prepare("PRAGMA user_version").get());
-    if (row.user_version > migrations.length) {
-      throw new Error(
-        `${path} has schema version ${row.user_version}, this natbridge knows ${migrations.length}: use the newer natbridge that wrote it, or another --state-dir.`,
-      );
-    }
     for (const [index, migration] of migrations.entries()) {
       if (index < row.user_version) continue;
       this.#transaction(() => {
@@ -105,6 +112,7 @@ export class Store {
         this.#database.exec(`PRAGMA user_version = ${index + 1}`);
       });
     }
+    return row.user_version;
   }
 
   /** The whole desired state. @throws Error naming what is damaged, or refers to nothing. */

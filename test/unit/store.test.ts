@@ -1,5 +1,5 @@
 /** The durable state: what is committed is there after a reopening, and nothing else is. */
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
@@ -84,6 +84,16 @@ test("a database of a newer natbridge is refused, and left alone", ({ path }) =>
   database.exec("PRAGMA user_version = 999");
   database.close();
   assert.throws(() => new Store(path), /schema version 999/);
+});
+
+test("a damaged file is named, and left alone", ({ path }) => {
+  const noise = "no database, but long enough to be looked at as one. ".repeat(40);
+  writeFileSync(path, noise);
+  assert.throws(
+    () => new Store(path),
+    new RegExp(`${path} can't be used: .*Put a copy of it back`),
+  );
+  assert.is(readFileSync(path, "utf8"), noise);
 });
 
 for (const damaged of ['{"id":"x"}', '{"id":', ""])
