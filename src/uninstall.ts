@@ -87,7 +87,7 @@ export async function uninstall(options: UninstallOptions): Promise<string[]> {
     });
     await attempt("fast path", async () => {
       await datapath.unloadFastPath(pinDirectory(datapath));
-      return "eBPF programs and maps removed";
+      return "no eBPF program or map of natbridge is left";
     });
     await attempt("connections", async () => {
       const count = await forgetConnections(datapath, store);
@@ -95,11 +95,11 @@ export async function uninstall(options: UninstallOptions): Promise<string[]> {
     });
     await attempt("forward accepts", async () => {
       await datapath.removeForwardAccepts();
-      return "accepts in foreign FORWARD chains removed";
+      return "no accept of natbridge is left in foreign FORWARD chains";
     });
     await attempt("firewall", async () => {
       await datapath.removeFirewall();
-      return "nftables table inet natbridge removed";
+      return "no nftables table inet natbridge is left";
     });
     await attempt("devices", async () => {
       const names = await deleteLinks(datapath);

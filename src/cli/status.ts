@@ -38,12 +38,15 @@ function troubles(kind: string, items: { name: string; status: Status }[]): stri
 }
 
 function warnings(state: State): string[] {
+  // What a repair failed at is told by the daemon and by the object.
   return [
-    ...state.datapath.warnings.map(printable),
-    ...troubles("network", state.networks),
-    ...troubles("sandbox", state.sandboxes),
-    ...troubles("endpoint", state.endpoints),
-    ...troubles("port", state.ports),
+    ...new Set([
+      ...state.datapath.warnings.map(printable),
+      ...troubles("network", state.networks),
+      ...troubles("sandbox", state.sandboxes),
+      ...troubles("endpoint", state.endpoints),
+      ...troubles("port", state.ports),
+    ]),
   ];
 }
 

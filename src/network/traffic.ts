@@ -12,6 +12,7 @@ import { withoutPrefix } from "./addresses.ts";
 import type { Connection, Port, ServedBy } from "./model.ts";
 import type { EndpointRecord, PortRecord } from "./records.ts";
 import type { State } from "./state.ts";
+import { bindingKey } from "./wanted.ts";
 
 type Origin = "uplink" | "host" | "container";
 
@@ -27,9 +28,6 @@ interface Snapshot {
 const tupleKey = (protocol: string, tuple: Tuple): string =>
   `${protocol} ${tuple.sourceAddress} ${tuple.sourcePort} ${tuple.destinationAddress} ${tuple.destinationPort}`;
 
-const bindingKey = (protocol: string, address: string, port: number): string =>
-  `${protocol}/${address}/${port}`;
-
 /** Addresses of endpoints, and published ports by what clients dial. */
 class Index {
   readonly endpoints = new Map<string, EndpointRecord>();
@@ -40,15 +38,14 @@ class Index {
       for (const address of endpoint.addresses)
         this.endpoints.set(withoutPrefix(address), endpoint);
     for (const port of state.port.values())
-      for (const { hostAddress, hostPort } of port.bindings)
-        this.ports.set(bindingKey(port.protocol, hostAddress, hostPort), port);
+      for (const binding of port.bindings) this.ports.set(bindingKey(port.protocol, binding), port);
   }
 
   /** The binding a client that dialled this address and port has reached. */
   dialled(protocol: string, address: string, port: number): [string, PortRecord] | null {
     const wildcard = address.includes(":") ? "::" : "0.0.0.0";
-    for (const host of [address, wildcard]) {
-      const key = bindingKey(protocol, host, port);
+    for (const hostAddress of [address, wildcard]) {
+      const key = bindingKey(protocol, { hostAddress, hostPort: port });
       const found = this.ports.get(key);
       if (found) return [key, found];
     }
@@ -140,7 +137,7 @@ export class Traffic {
 
   servedBy(port: PortRecord): Port["servedBy"] {
     return port.bindings.map(({ hostAddress, hostPort }) => {
-      const served = this.#served.get(bindingKey(port.protocol, hostAddress, hostPort));
+      const served = this.#served.get(bindingKey(port.protocol, { hostAddress, hostPort }));
       return {
         hostAddress,
         hostPort,
@@ -166,7 +163,7 @@ export class Traffic {
       if (found && flow.leaseSeconds > 0) this.#note(found[0], originOf(sourceAddress), "fast");
     }
     for (const { protocol, hostAddress, hostPort, connects } of snapshot.connects) {
-      const key = bindingKey(protocol, hostAddress, hostPort);
+      const key = bindingKey(protocol, { hostAddress, hostPort });
       if (connects > (this.#connects.get(key) ?? 0)) this.#note(key, "host", "fast");
       this.#connects.set(key, connects);
     }

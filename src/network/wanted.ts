@@ -135,9 +135,9 @@ export function firewallSpec(state: State, strictForwarding: Family[]): Firewall
   };
 }
 
-/** The key of a reserved host port. */
+/** The key of a reserved host port. `protocol` as conntrack and ports name it. */
 export const bindingKey = (
-  protocol: Protocol,
+  protocol: string,
   { hostAddress, hostPort }: { hostAddress: string; hostPort: number },
 ): string => `${protocol}/${hostAddress}/${hostPort}`;
 
