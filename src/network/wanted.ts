@@ -8,7 +8,6 @@ import type {
   FirewallPort,
   FirewallSpec,
   PortEntry,
-  Protocol,
 } from "../datapath/types.ts";
 import type { HolderBinding } from "../holder/types.ts";
 import { addressOf, familyOf, isLoopback, withoutPrefix } from "./addresses.ts";
