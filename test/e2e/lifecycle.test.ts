@@ -101,6 +101,32 @@ test("also what was removed while it was not running", async () => {
   await isServed();
 });
 
+const killHolder = () =>
+  topology.must("host", `pkill -9 -f '[n]atbridge-holder.*${topology.folder}'`);
+
+test("a holder killed with -9 is replaced at once, and what it held is reserved again", async () => {
+  const listening = "ss -Hltn | awk '{print $4}' | sort";
+  const before = topology.must("host", listening);
+  assert.match(before, /:8080/);
+  killHolder();
+  const killed = performance.now();
+  while (topology.must("host", listening) !== before && performance.now() - killed < 10_000)
+    await sleep(50);
+  assert.is(topology.must("host", listening), before);
+  // The regular look is every 30 s: it has been told.
+  assert.ok(performance.now() - killed < 5000, `${performance.now() - killed} ms`);
+  await isServed();
+});
+
+test("a change that meets a dead holder is made with the next one", async () => {
+  killHolder();
+  const port = { endpoint: "web", containerPort: 80, hostPort: 8099 };
+  await topology.ok("POST", "/v1/ports", port);
+  assert.match(topology.must("host", "ss -Hltn"), /:8099 /);
+  assert.match(topology.must("host", "ss -Hltn"), /:8080 /);
+  await topology.ok("DELETE", "/v1/ports/web-tcp-8099");
+});
+
 test("a second daemon refuses to start and changes nothing", async () => {
   const second = topology.cli(
     `daemon --state-dir ${topology.folder}/state2 --run-dir ${topology.folder}/run2`,

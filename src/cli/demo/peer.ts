@@ -37,8 +37,8 @@ const endOf = (socket: Socket): z.infer<typeof socketEnd> => ({
 const endHeader = "x-server-socket";
 const chunk = Buffer.alloc(65_536, "natbridge ");
 
-/** Answers `/`, and `/bulk?seconds=N` with bytes for that long. */
-export function serve(port: number): void {
+/** Answers `/`, and `/bulk?seconds=N` with bytes for that long. Goes on until it is killed. */
+export function serve(port: number): Promise<never> {
   const server = createServer((incoming, answer) => {
     answer.setHeader(endHeader, JSON.stringify(endOf(incoming.socket)));
     const url = new URL(incoming.url ?? "/", "http://web");
@@ -55,7 +55,10 @@ export function serve(port: number): void {
     };
     write();
   });
-  server.listen(port, "::", () => process.stdout.write("listening\n"));
+  return new Promise((_, reject) => {
+    server.on("error", reject);
+    server.listen(port, "::", () => process.stdout.write("listening\n"));
+  });
 }
 
 const report = (line: Report): boolean => process.stdout.write(`${JSON.stringify(line)}\n`);
