@@ -70,8 +70,17 @@ async function loadPrograms(
     await datapath.unloadFastPath(directory);
     return { loaded: false, note: "off (--no-fast-path)" };
   }
+  // What an earlier run loaded must not go on unfed: its ports and addresses would be yesterday's.
+  const unload = (reason: string) =>
+    datapath.unloadFastPath(directory).then(
+      () => reason,
+      (error: unknown) => `${reason}; those of the last run can't be unloaded: ${error}`,
+    );
   if (!features.fastPath)
-    return { loaded: false, note: `off: this kernel lacks ${features.missing.join("; ")}` };
+    return {
+      loaded: false,
+      note: await unload(`off: this kernel lacks ${features.missing.join("; ")}`),
+    };
   try {
     const cgroupPath = features.cgroupHooks ? features.cgroup2 : "";
     const { adopted } = await datapath.loadFastPath({
@@ -89,7 +98,7 @@ async function loadPrograms(
   } catch (error) {
     // The kernel path is complete by itself: a verifier's refusal must not take the network down.
     const reason = error instanceof Error ? error.message : String(error);
-    return { loaded: false, note: `off: the programs can't be loaded: ${reason}` };
+    return { loaded: false, note: await unload(`off: the programs can't be loaded: ${reason}`) };
   }
 }
 

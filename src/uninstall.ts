@@ -89,10 +89,6 @@ export async function uninstall(options: UninstallOptions): Promise<string[]> {
       await datapath.unloadFastPath(pinDirectory(datapath));
       return "no eBPF program or map of natbridge is left";
     });
-    await attempt("connections", async () => {
-      const count = await forgetConnections(datapath, store);
-      return count === 0 ? "" : `${count} conntrack entries of endpoints deleted`;
-    });
     await attempt("forward accepts", async () => {
       await datapath.removeForwardAccepts();
       return "no accept of natbridge is left in foreign FORWARD chains";
@@ -104,6 +100,11 @@ export async function uninstall(options: UninstallOptions): Promise<string[]> {
     await attempt("devices", async () => {
       const names = await deleteLinks(datapath);
       return names.length === 0 ? "" : `devices removed: ${names.join(", ")}`;
+    });
+    // Behind the table: with it the next packet of a busy client would make its entry again.
+    await attempt("connections", async () => {
+      const count = await forgetConnections(datapath, store);
+      return count === 0 ? "" : `${count} conntrack entries of endpoints deleted`;
     });
     await attempt("holder", async () =>
       (await endHolder(options.runDir)) ? "reserved ports given up" : "",

@@ -99,6 +99,8 @@ export class FakeDatapath implements Datapath {
   #nextKey = 4026532000;
   #listener: ((event: HostEvent) => void) | null = null;
   /** By host end: takes the sandbox end away. */
+  /** Host ends whose bridge port is isolated. */
+  readonly isolatedPorts = new Set<string>();
   readonly #peers = new Map<string, () => void>();
   readonly #failures = new Map<string, DatapathError>();
 
@@ -217,6 +219,7 @@ export class FakeDatapath implements Datapath {
       mtu: spec.mtu,
       master: bridge.ifindex,
     });
+    this.#isolate(spec);
     const end = this.#sandboxEnd(spec);
     sandbox.interfaces.push(end);
     this.#peers.set(spec.hostInterface, () => {
@@ -230,13 +233,21 @@ export class FakeDatapath implements Datapath {
     return { name, ifindex: 2, mac, mtu, up: true, addresses: [...addresses], ...noTraffic };
   }
 
+  #isolate({ hostInterface, isolatedPort }: EndpointSpec): void {
+    if (isolatedPort) this.isolatedPorts.add(hostInterface);
+    else this.isolatedPorts.delete(hostInterface);
+  }
+
   async ensureEndpoint(spec: EndpointSpec): Promise<string[]> {
     this.#mayFail("ensureEndpoint");
     const link = this.links.get(spec.hostInterface);
     if (link?.alias === spec.alias) {
-      const wasUp = link.up;
+      const mended = link.up ? [] : ["set up"];
       link.up = true;
-      return wasUp ? [] : ["set up"];
+      if (this.isolatedPorts.has(spec.hostInterface) !== spec.isolatedPort)
+        mended.push("port isolation set");
+      this.#isolate(spec);
+      return mended;
     }
     const sandbox = this.#sandbox(spec.sandboxPath);
     sandbox.interfaces = sandbox.interfaces.filter(({ name }) => name !== spec.interface);
@@ -250,6 +261,7 @@ export class FakeDatapath implements Datapath {
     if (!link) return false;
     this.links.delete(name);
     this.devices.delete(link.ifindex);
+    this.isolatedPorts.delete(name);
     this.#peers.get(name)?.();
     this.#peers.delete(name);
     return true;

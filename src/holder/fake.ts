@@ -25,15 +25,34 @@ export class FakeHolder implements Holder {
 
   async update({ add, remove, retarget }: HolderUpdate): Promise<void> {
     this.#requireLife();
-    for (const { key } of add)
-      if (this.taken.has(key) || this.bindings.has(key))
-        throw new HolderError("address_in_use", `${key} is in use`, key);
+    for (const { key } of retarget)
+      if (!this.bindings.has(key))
+        throw new HolderError("other", `there is no binding ${key} to retarget`, key);
+    for (const binding of add)
+      if (this.taken.has(binding.key) || this.#isInTheWay(binding, remove))
+        throw new HolderError("address_in_use", `${binding.key} is in use`, binding.key);
     for (const key of remove) this.bindings.delete(key);
     for (const binding of add) this.bindings.set(binding.key, fresh(binding));
     for (const change of retarget) {
       const known = this.bindings.get(change.key);
       if (known) this.bindings.set(change.key, { ...known, ...change });
     }
+  }
+
+  /** As for sockets: one on every address leaves none of its family. */
+  #isInTheWay({ key, protocol, hostAddress, hostPort }: HolderBinding, remove: string[]): boolean {
+    const wildcards = ["0.0.0.0", "::"];
+    return [...this.bindings.values()].some((other) => {
+      if (remove.includes(other.key)) return false;
+      if (other.key === key) return true;
+      const isSameSocket =
+        other.protocol === protocol &&
+        other.hostPort === hostPort &&
+        other.hostAddress.includes(":") === hostAddress.includes(":");
+      return (
+        isSameSocket && (wildcards.includes(hostAddress) || wildcards.includes(other.hostAddress))
+      );
+    });
   }
 
   #tell = (): void => undefined;

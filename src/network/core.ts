@@ -16,7 +16,13 @@ import type { DatapathStatus } from "./datapath-status.ts";
 import { Devices } from "./devices.ts";
 import { DurableEventLog, type NewEvent } from "./event-log.ts";
 import type { Policy } from "./fast-path-policy.ts";
-import { bridgedPacketsAreFiltered, ephemeralPorts, findUplinks, hostView } from "./host.ts";
+import {
+  type BridgeFiltering,
+  bridgeFiltering,
+  ephemeralPorts,
+  findUplinks,
+  hostView,
+} from "./host.ts";
 import { HostSettings } from "./host-settings.ts";
 import type { ApplyInput, ApplyResult, Connection } from "./model.ts";
 import { Mutex } from "./mutex.ts";
@@ -25,7 +31,7 @@ import { type EndpointRecord, kinds, type PortRecord } from "./records.ts";
 import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
-import type { State, StateDifference } from "./state.ts";
+import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";
 import { Traffic } from "./traffic.ts";
@@ -66,6 +72,8 @@ export class Core implements Service, MetricsSource {
   links: LinkInfo[] = [];
   uplinks: LinkInfo[] = [];
   forwardAccepts: string[] = [];
+  /** What isolated endpoints were last made for. */
+  filtering: BridgeFiltering | null = null;
   policy: Policy = { hindrances: [], host: true, devices: new Set(), loopback: true };
   readonly #mutex = new Mutex();
   #isReady = false;
@@ -115,7 +123,7 @@ export class Core implements Service, MetricsSource {
       applyHostSettings: (state) => this.settings.applyWhole(state, fastPathLoaded),
       takeBackHostSettings: (keys) => void this.settings.takeBack(keys),
       strictForwarding: () => this.settings.turnedForwardingOn(),
-      bridgedPacketsAreFiltered: () => bridgedPacketsAreFiltered(datapath),
+      bridgeFiltering: () => bridgeFiltering(datapath),
       fastPathLoaded: () => fastPathLoaded,
       describeDevices: (state) => this.describeDevices(state),
       localAddresses: () => this.links.flatMap(({ addresses }) => addresses.map(withoutPrefix)),
@@ -212,6 +220,9 @@ export class Core implements Service, MetricsSource {
       throw error;
     }
     this.state = after;
+    // Which devices may have the fast path is decided by what a network asks for, and by the host.
+    const { added, changed } = compareStates(before, after).network;
+    if (added.length + changed.length > 0) this.upkeep.soon();
     const failures = await retire(this.tools, before, after);
     if (failures.length > 0) {
       this.options.log.warn(
@@ -232,7 +243,9 @@ export class Core implements Service, MetricsSource {
         Number(port),
       ).catch(() => null);
       const who = owner ? `${owner.name} (pid ${owner.pid})` : "another process";
-      const message = `${protocol} ${hostAddress} port ${port} is held by ${who}: stop it or choose another port`;
+      const message = owner?.name.startsWith("natbridge")
+        ? `${protocol} ${hostAddress} port ${port} is reserved for another published port: choose another port`
+        : `${protocol} ${hostAddress} port ${port} is held by ${who}: stop it or choose another port`;
       return new ProblemError("port_in_use", message, [{ pointer: "/hostPort", message }]);
     }
     if (error instanceof HolderError && error.kind === "address_not_available")
@@ -267,7 +280,6 @@ export class Core implements Service, MetricsSource {
       const record = await this.change((p) =>
         changes.patchNetwork(p, p.draft.network.resolve(ref), patch),
       );
-      this.upkeep.soon();
       return networkView(record, this.observed);
     },
     remove: (ref, { force }) =>

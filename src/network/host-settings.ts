@@ -70,7 +70,9 @@ export class HostSettings {
 
   /** A host that forwards ignores them unless accept_ra is 2 (kernel: ip-sysctl). */
   #keepRouterAdvertisements(): string[] {
-    if (this.#datapath.readSysctl(forwarding6) === "1") return [];
+    // Who forwarded before natbridge has decided about them; later uplinks of ours have not.
+    const isOurs = this.list().some(({ key }) => key === forwarding6);
+    if (this.#datapath.readSysctl(forwarding6) === "1" && !isOurs) return [];
     const keys = this.#uplinks
       .map((name) => `net/ipv6/conf/${name}/accept_ra`)
       .filter((key) => this.#datapath.readSysctl(key) === "1");

@@ -50,10 +50,16 @@ export function findUplinks(links: LinkInfo[], routes: RouteInfo[], names: strin
   });
 }
 
-/** bridge-nf-call-iptables: bridged packets pass netfilter. */
-export function bridgedPacketsAreFiltered(datapath: Datapath): boolean {
-  return datapath.readSysctl("net/bridge/bridge-nf-call-iptables") === "1";
+/** Whether bridged packets pass netfilter (kernel: net.bridge.bridge-nf-call-*). */
+export interface BridgeFiltering {
+  ipv4: boolean;
+  ipv6: boolean;
 }
+
+export const bridgeFiltering = (datapath: Datapath): BridgeFiltering => ({
+  ipv4: datapath.readSysctl("net/bridge/bridge-nf-call-iptables") === "1",
+  ipv6: datapath.readSysctl("net/bridge/bridge-nf-call-ip6tables") === "1",
+});
 
 /** Docker runs here: then the default network is its own docker0. */
 export function dockerRuns(links: LinkInfo[]): boolean {

@@ -9,7 +9,7 @@ import { addressOf, isLoopback, withoutPrefix } from "./addresses.ts";
 import type { Core } from "./core.ts";
 import type { NewEvent } from "./event-log.ts";
 import { type Policy, readPolicy } from "./fast-path-policy.ts";
-import { bridgedPacketsAreFiltered, findUplinks } from "./host.ts";
+import { bridgeFiltering, findUplinks } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
 import { compareStates } from "./state.ts";
 import {
@@ -174,11 +174,16 @@ class Reconciliation {
   async #endpoints(): Promise<void> {
     const { state, links } = this.#core;
     const byName = new Map(links.map((link) => [link.name, link]));
+    const filtering = bridgeFiltering(this.#core.options.datapath);
+    const isolatesAsBefore = JSON.stringify(filtering) === JSON.stringify(this.#core.filtering);
+    const failures = this.#failures.length;
     for (const endpoint of state.endpoint.values()) {
       if (state.sandbox.expect(endpoint.sandboxId).lostSince !== null) continue;
-      if (this.#isAsWanted(endpoint, byName)) continue;
+      const { isolated } = state.network.expect(endpoint.networkId);
+      if ((isolatesAsBefore || !isolated) && this.#isAsWanted(endpoint, byName)) continue;
       await this.#attemptFor("endpoint", endpoint, () => this.#mendEndpoint(endpoint));
     }
+    if (this.#failures.length === failures) this.#core.filtering = filtering;
   }
 
   /** By the host end alone: how a sandbox sets up its own end later is its own affair. */
@@ -199,7 +204,7 @@ class Reconciliation {
   async #mendEndpoint(endpoint: EndpointRecord): Promise<void> {
     const { state, options } = this.#core;
     const { datapath } = options;
-    const spec = endpointSpec(state, endpoint, bridgedPacketsAreFiltered(datapath));
+    const spec = endpointSpec(state, endpoint, bridgeFiltering(datapath));
     const mended = await datapath.ensureEndpoint(spec);
     if (mended.length > 0) this.#mendedSandboxes.add(endpoint.sandboxId);
     const { id, name } = endpoint;

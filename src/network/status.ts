@@ -3,7 +3,7 @@ import type { DeviceCounters, FastPathCounters, ProgramInfo } from "../datapath/
 import type { EndpointSample, HookSample, MetricsSnapshot } from "../metrics/source.ts";
 import type { Core } from "./core.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
-import { bridgedPacketsAreFiltered } from "./host.ts";
+import { bridgeFiltering } from "./host.ts";
 import type { EndpointRecord } from "./records.ts";
 
 interface Counts {
@@ -74,7 +74,7 @@ function warningsOf(core: Core): string[] {
   for (const name of options.uplinks)
     if (!uplinks.some((link) => link.name === name))
       warnings.push(`--uplink ${name}: there is no such Ethernet device that is up`);
-  if (bridgedPacketsAreFiltered(options.datapath))
+  if (bridgeFiltering(options.datapath).ipv4)
     warnings.push(
       "bridge-nf-call-iptables is 1: traffic between endpoints of one network passes the host's rules too, and is slower",
     );

@@ -5,7 +5,9 @@
  */
 import { DatapathError } from "../datapath/error.ts";
 import type { Datapath, Family } from "../datapath/types.ts";
-import type { Holder, HolderUpdate } from "../holder/types.ts";
+import type { Holder } from "../holder/types.ts";
+import type { BridgeFiltering } from "./host.ts";
+import { givenUp, reservationOf } from "./reservations.ts";
 import { staleEntries } from "./stale-entries.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import type { Steps } from "./steps.ts";
@@ -15,7 +17,7 @@ import {
   defaultRoutes,
   endpointSpec,
   firewallSpec,
-  holderBindings,
+  networkAlias,
   portEntries,
 } from "./wanted.ts";
 
@@ -26,7 +28,7 @@ export interface TransitionTools {
   applyHostSettings: (state: State) => string[];
   takeBackHostSettings: (keys: string[]) => void;
   strictForwarding: () => Family[];
-  bridgedPacketsAreFiltered: () => boolean;
+  bridgeFiltering: () => BridgeFiltering;
   fastPathLoaded: () => boolean;
   /** Finds the endpoints' devices, and tells the programs of them if they are loaded. */
   describeDevices: (state: State) => Promise<void>;
@@ -36,21 +38,11 @@ export interface TransitionTools {
   commit: (difference: StateDifference) => void;
 }
 
-function compareBindings(before: State, after: State): HolderUpdate {
-  const [old, wanted] = [holderBindings(before), holderBindings(after)];
-  const update: HolderUpdate = { add: [], remove: [], retarget: [] };
-  for (const [key, binding] of wanted) {
-    const { targetAddress, targetPort, from = [] } = binding;
-    const known = old.get(key);
-    const isSame =
-      known?.targetAddress === targetAddress &&
-      known.targetPort === targetPort &&
-      known.from?.join() === from.join();
-    if (!known) update.add.push(binding);
-    else if (!isSame) update.retarget.push({ key, targetAddress, targetPort, from });
-  }
-  for (const key of old.keys()) if (!wanted.has(key)) update.remove.push(key);
-  return update;
+/** Meanwhile somebody else may have made a device of that name. */
+async function deleteOwn(datapath: Datapath, name: string, alias: string): Promise<void> {
+  const links = await datapath.listLinks();
+  if (links.some((link) => link.name === name && link.alias === alias))
+    await datapath.deleteLink(name);
 }
 
 /** A sandbox that is gone by now needs no routes; the next reconciliation reports it. */
@@ -96,19 +88,23 @@ export async function advance(
 ): Promise<void> {
   const { datapath, holder } = tools;
   const difference = compareStates(before, after);
-  const bindings = { ...compareBindings(before, after), remove: [] };
   const strictBefore = tools.strictForwarding();
   await steps.run(
     "host-settings",
     () => tools.applyHostSettings(after),
     (keys) => tools.takeBackHostSettings(keys),
   );
-  if (bindings.add.length + bindings.retarget.length > 0)
-    await steps.run(
-      "reserve",
-      () => holder.update(bindings),
-      () => holder.update({ ...compareBindings(after, before), add: [] }),
-    );
+  const { port, endpoint } = difference;
+  if (port.added.length + port.changed.length + endpoint.changed.length > 0) {
+    const held = new Set((await holder.list()).map(({ key }) => key));
+    const { forward, back } = reservationOf(before, after, held);
+    if (forward.add.length + forward.retarget.length > 0)
+      await steps.run(
+        "reserve",
+        () => holder.update(forward),
+        () => holder.update(back),
+      );
+  }
   for (const network of difference.network.added) {
     const spec = bridgeSpec(network);
     if (spec)
@@ -124,8 +120,8 @@ export async function advance(
     () => datapath.applyFirewall(firewallSpec(before, strictBefore)),
   );
   await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
-  for (const endpoint of difference.endpoint.added) {
-    const spec = endpointSpec(after, endpoint, tools.bridgedPacketsAreFiltered());
+  for (const added of endpoint.added) {
+    const spec = endpointSpec(after, added, tools.bridgeFiltering());
     await steps.run(
       "endpoint",
       () => datapath.createEndpoint(spec),
@@ -169,11 +165,12 @@ export async function retire(
     const stale = await staleEntries(datapath, before, after, tools.localAddresses());
     if (stale.length > 0) await datapath.deleteConntrack(stale);
   });
-  const { remove } = compareBindings(before, after);
+  const remove = givenUp(before, after);
   if (remove.length > 0)
     await attempt("reserved ports", () => holder.update({ add: [], retarget: [], remove }));
-  for (const { bridge } of difference.network.removed)
-    if (bridge !== null) await attempt(`bridge ${bridge}`, () => datapath.deleteLink(bridge));
+  for (const { id, bridge } of difference.network.removed)
+    if (bridge !== null)
+      await attempt(`bridge ${bridge}`, () => deleteOwn(datapath, bridge, networkAlias(id)));
   if (difference.endpoint.removed.length > 0)
     await attempt("devices", () => tools.describeDevices(after));
   return failures;

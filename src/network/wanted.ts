@@ -11,6 +11,7 @@ import type {
 } from "../datapath/types.ts";
 import type { HolderBinding } from "../holder/types.ts";
 import { addressOf, familyOf, isLoopback, withoutPrefix } from "./addresses.ts";
+import type { BridgeFiltering } from "./host.ts";
 import type { EndpointRecord, NetworkRecord, PortRecord } from "./records.ts";
 import type { State } from "./state.ts";
 
@@ -31,11 +32,10 @@ export function bridgeSpec(network: NetworkRecord): BridgeSpec | null {
   };
 }
 
-/** @param bridgedPacketsAreFiltered bridge-nf-call-iptables is on. */
 export function endpointSpec(
   state: State,
   endpoint: EndpointRecord,
-  bridgedPacketsAreFiltered: boolean,
+  filtering: BridgeFiltering,
 ): EndpointSpec {
   const network = state.network.expect(endpoint.networkId);
   if (network.bridge === null) throw new Error(`Network ${network.name} has no bridge`);
@@ -50,7 +50,7 @@ export function endpointSpec(
     mtu: endpoint.mtu,
     addresses: endpoint.addresses,
     // Where bridged packets pass netfilter a rule isolates, which lets published ports through.
-    isolatedPort: network.isolated && !bridgedPacketsAreFiltered,
+    isolatedPort: network.isolated && !(filtering.ipv4 && (filtering.ipv6 || !network.ipv6)),
   };
 }
 

@@ -114,6 +114,63 @@ test("a port that somebody holds is refused, an ephemeral one is picked anew", a
   assert.is(made.bindings[0]?.hostPort, 40000);
 });
 
+test("a port the holder lost to another process is refused by name, or had again once it is free", async ({
+  host,
+}) => {
+  await seed(host);
+  host.holder.die();
+  host.holder.isDead = false;
+  host.holder.taken.add("tcp/0.0.0.0/8080");
+  const narrowed = { from: ["192.0.2.0/24"] };
+  assert.is(await code(host.core.ports.patch("p", narrowed)), "port_in_use");
+  assert.is(host.holder.bindings.size, 0);
+  host.holder.taken.clear();
+  assert.is(await code(host.core.ports.patch("p", narrowed)), "done");
+  assert.equal([...host.holder.bindings.keys()].sort(), ["tcp/0.0.0.0/8080", "tcp/::/8080"]);
+});
+
+test("apply puts a port on one address where it was on all, and back after a failure", async ({
+  host,
+}) => {
+  const base = { owner: "o", networks: [network], endpoints: [web], prune: true };
+  const all = { ...base, ports: [{ ...port, name: "all" }] };
+  const one = { ...base, ports: [{ ...port, name: "one", hostAddress: "127.0.0.1" }] };
+  await host.core.apply(all, { dryRun: false });
+  const before = host.dump();
+  process.env["NATBRIDGE_FAIL_AFTER"] = "commit";
+  assert.match(await code(host.core.apply(one, { dryRun: false })), /stopped after/);
+  assert.is(host.dump(), before);
+  delete process.env["NATBRIDGE_FAIL_AFTER"];
+  await host.core.apply(one, { dryRun: false });
+  assert.equal([...host.holder.bindings.keys()], ["tcp/127.0.0.1/8080"]);
+  await host.core.apply(all, { dryRun: false });
+  assert.equal([...host.holder.bindings.keys()].sort(), ["tcp/0.0.0.0/8080", "tcp/::/8080"]);
+});
+
+test("a bridge that somebody made where its own was is not removed with the network", async ({
+  host,
+}) => {
+  await host.core.networks.create({ name: "n", bridge: "br-lan" });
+  await host.datapath.deleteLink("br-lan");
+  host.datapath.addLink({ name: "br-lan", kind: "bridge" });
+  await host.core.networks.remove("n", { force: false });
+  assert.ok(host.datapath.links.has("br-lan"));
+});
+
+test("isolation follows what netfilter sees of bridged packets", async ({ host }) => {
+  const { core, datapath } = host;
+  const key = "net/bridge/bridge-nf-call-iptables";
+  datapath.writeSysctl(key, "1");
+  await core.networks.create({ name: "apart", isolated: true });
+  await core.endpoints.create({ name: "e", network: "apart", netns: "web" });
+  await core.upkeep.now();
+  const isolated = () => datapath.isolatedPorts.size;
+  assert.is(isolated(), 0);
+  datapath.writeSysctl(key, "0");
+  await core.upkeep.now();
+  assert.is(isolated(), 1);
+});
+
 test("what was removed behind its back is made again, and told", async ({ host }) => {
   await seed(host);
   const { core, datapath, holder } = host;

@@ -146,14 +146,28 @@ test("isolation is the bridge port's, unless bridged packets pass netfilter", as
   const { core } = host;
   await core.networks.create({ name: "apart", isolated: true });
   await core.endpoints.create({ name: "e", network: "apart", netns: "x" });
-  const isolated = (name: string, filtered: boolean) => {
+  const isolated = (name: string, ipv4: boolean, ipv6 = ipv4) => {
     const endpoint = core.state.endpoint.named(name);
     assert.ok(endpoint);
-    return endpointSpec(core.state, endpoint, filtered).isolatedPort;
+    return endpointSpec(core.state, endpoint, { ipv4, ipv6 }).isolatedPort;
   };
   assert.equal(
     [isolated("e", false), isolated("e", true), isolated("four", false)],
     [true, false, false],
+  );
+});
+
+test("a rule isolates only if it sees both families", async ({ host }) => {
+  const { core } = host;
+  await core.networks.create({ name: "both", isolated: true, ipv6: true });
+  await core.endpoints.create({ name: "e6", network: "both", netns: "x" });
+  const endpoint = core.state.endpoint.named("e6");
+  assert.ok(endpoint);
+  const isolatedPort = (ipv4: boolean, ipv6: boolean) =>
+    endpointSpec(core.state, endpoint, { ipv4, ipv6 }).isolatedPort;
+  assert.equal(
+    [isolatedPort(true, true), isolatedPort(true, false), isolatedPort(false, true)],
+    [false, true, true],
   );
 });
 
