@@ -9,7 +9,7 @@ stamps=$root/.setup
 link=/usr/local/bin/natbridge
 
 # What each Debian package is for is in the README's table: keep the two alike.
-run_packages='gcc clang-22 llvm-22-dev libelf-dev zlib1g-dev pkg-config nftables iproute2'
+run_packages='gcc make clang-22 llvm-22-dev libelf-dev zlib1g-dev pkg-config nftables iproute2'
 test_packages='iptables conntrack bpftool tcpdump ethtool iperf3 iputils-ping procps prometheus clang-format-22 util-linux socat'
 
 started=$(date +%s)
