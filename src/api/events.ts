@@ -128,7 +128,7 @@ export function eventRoutes(api: Api, service: Service, shutdown: AbortSignal): 
         waiting.wake();
       };
       const unsubscribe = service.events.subscribe((event) => {
-        if (!matches(event)) return;
+        if (over || !matches(event)) return;
         queue.push(event);
         if (queue.length > maxQueued) end();
         else waiting.wake();

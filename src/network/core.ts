@@ -317,9 +317,10 @@ export class Core implements Service, MetricsSource {
       return this.state.port.values().map((record) => this.#portView(record));
     },
     get: async (ref) => {
-      const record = this.state.port.resolve(ref);
+      this.state.port.resolve(ref);
       await this.traffic.observe(this.state, this.links);
-      return this.#portView(record);
+      // It may be gone by now.
+      return this.#portView(this.state.port.resolve(ref));
     },
     create: async (input) => this.#portView(await this.change((p) => changes.createPort(p, input))),
     put: (input) =>
