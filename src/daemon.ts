@@ -59,7 +59,7 @@ function makeFolders({ stateDir, runDir }: DaemonOptions): void {
 }
 
 /** Loads the programs if that is wanted and possible; answers why not otherwise. */
-async function loadPrograms(
+export async function loadPrograms(
   datapath: Datapath,
   features: KernelFeatures,
   isWanted: boolean,

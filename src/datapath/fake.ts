@@ -334,6 +334,7 @@ export class FakeDatapath implements Datapath {
   // --- eBPF
 
   async loadFastPath(_options: FastPathOptions): Promise<{ adopted: boolean }> {
+    this.#mayFail("loadFastPath");
     const adopted = this.loaded;
     this.loaded = true;
     return { adopted };
