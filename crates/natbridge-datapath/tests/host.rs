@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
@@ -15,8 +16,8 @@ use std::time::{Duration, Instant};
 use common::{Namespace, run};
 use natbridge_datapath::ErrorKind;
 use natbridge_datapath::host::{
-    self, BridgeSpec, ConntrackFilter, ConntrackProtocol, DefaultRoute, DefaultRoutes,
-    EndpointSpec, HostEvent, HostEventKind, LinkInfo, SandboxInterface, Watch,
+    self, BridgeSpec, ConntrackEntry, ConntrackFilter, ConntrackProtocol, DefaultRoute,
+    DefaultRoutes, EndpointSpec, HostEvent, HostEventKind, LinkInfo, SandboxInterface, Watch,
 };
 
 /// A host that the test's own thread lives in, and a sandbox beside it.
@@ -439,6 +440,22 @@ fn serve(scene: &Scene) {
     });
 }
 
+/// Our listing and the tool's, of one moment: the kernel adds entries of its own (IGMP, MLD)
+/// whenever it likes, so a listing counts only if nothing came or went while the tool made its own.
+fn both_listings(scene: &Scene) -> (Vec<ConntrackEntry>, String) {
+    let ids =
+        |entries: &[ConntrackEntry]| entries.iter().map(|entry| entry.id).collect::<BTreeSet<_>>();
+    for _ in 0..50 {
+        let before = host::list_conntrack().unwrap();
+        let tool = scene.host.run("conntrack -L -o id 2>/dev/null");
+        if ids(&before) == ids(&host::list_conntrack().unwrap()) {
+            return (before, tool);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("conntrack never stood still");
+}
+
 #[test]
 fn conntrack_entries_agree_with_the_tool_and_are_deleted_by_filter() {
     let scene = Scene::new();
@@ -456,8 +473,7 @@ fn conntrack_entries_agree_with_the_tool_and_are_deleted_by_filter() {
     udp.send_to(b"ping", "192.0.2.1:8080").unwrap();
     udp.recv_from(&mut buffer).unwrap();
 
-    let entries = host::list_conntrack().unwrap();
-    let tool = scene.host.run("conntrack -L -o id 2>/dev/null");
+    let (entries, tool) = both_listings(&scene);
     assert_eq!(
         entries.len(),
         tool.lines().filter(|line| line.contains("src=")).count(),
