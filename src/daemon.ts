@@ -8,6 +8,7 @@ import type { Datapath, KernelFeatures } from "./datapath/types.ts";
 import { type StartedHolder, startHolder } from "./holder/start.ts";
 import { createLogger, type Logger } from "./log.ts";
 import { Core } from "./network/core.ts";
+import { reasonOf } from "./reason.ts";
 import type { DaemonOptions } from "./runtime/daemon-options.ts";
 import { lockInstance } from "./runtime/instance-lock.ts";
 import { stopRequested } from "./runtime/signals.ts";
@@ -50,7 +51,7 @@ function makeFolders({ stateDir, runDir }: DaemonOptions): void {
       mkdirSync(path, { recursive: true, mode });
       if (isPrivate) chmodSync(path, mode);
     } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : String(cause);
+      const reason = reasonOf(cause);
       throw new Error(`${flag} ${path} can't be used: ${reason}`, { cause });
     }
   };
@@ -74,7 +75,7 @@ export async function loadPrograms(
   const unload = (reason: string) =>
     datapath.unloadFastPath(directory).then(
       () => reason,
-      (error: unknown) => `${reason}; those of the last run can't be unloaded: ${error}`,
+      (error: unknown) => `${reason}; those of the last run can't be unloaded: ${reasonOf(error)}`,
     );
   if (!features.fastPath)
     return {
@@ -97,7 +98,7 @@ export async function loadPrograms(
     };
   } catch (error) {
     // The kernel path is complete by itself: a verifier's refusal must not take the network down.
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     return { loaded: false, note: await unload(`off: the programs can't be loaded: ${reason}`) };
   }
 }

@@ -9,6 +9,7 @@ import { HolderClient } from "./holder/client.ts";
 import { HolderError } from "./holder/types.ts";
 import { withoutPrefix } from "./network/addresses.ts";
 import { HostSettings } from "./network/host-settings.ts";
+import { reasonOf } from "./reason.ts";
 import { lockInstance } from "./runtime/instance-lock.ts";
 import { Store } from "./store/store.ts";
 
@@ -75,7 +76,7 @@ export async function uninstall(options: UninstallOptions): Promise<string[]> {
       const line = await work();
       if (line !== "") done.push(line);
     } catch (error) {
-      failures.push(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+      failures.push(`${what}: ${reasonOf(error)}`);
     }
   };
   let store: Store | null = null;

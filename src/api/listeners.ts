@@ -5,6 +5,7 @@ import type { Logger } from "../log.ts";
 import { createMetrics } from "../metrics/metrics.ts";
 import type { MetricsSource } from "../metrics/source.ts";
 import type { Service } from "../network/service.ts";
+import { reasonOf } from "../reason.ts";
 import type { HostPort, ListenOptions } from "../runtime/daemon-options.ts";
 import { type RunningServer, serveTcp, serveUnix } from "../runtime/serve.ts";
 import { groupId, openToGroup, removeStaleSocket } from "../runtime/socket-file.ts";
@@ -29,7 +30,7 @@ async function serveFor(flag: string, at: HostPort, serve: () => Promise<Running
   try {
     return await serve();
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     throw new Error(`${flag} ${urlHost(at.host)}:${at.port}: ${reason}`, { cause: error });
   }
 }

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import type { Command } from "commander";
 import { parse as parseYaml } from "yaml";
 import { type ApplyResult, applyResultSchema } from "../network/model.ts";
+import { reasonOf } from "../reason.ts";
 import { clientOf, examples, wantsJson } from "./command.ts";
 import { UsageError } from "./errors.ts";
 import { printJson, printLine } from "./output.ts";
@@ -11,9 +12,7 @@ function readText(path: string): string {
   try {
     return readFileSync(path === "-" ? 0 : path, "utf8");
   } catch (error) {
-    throw new UsageError(
-      `--file ${path}: ${error instanceof Error ? error.message : String(error)}`,
-    );
+    throw new UsageError(`--file ${path}: ${reasonOf(error)}`);
   }
 }
 
@@ -31,7 +30,7 @@ export function parseDocument(text: string, path: string): unknown {
   try {
     return parseText(text);
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     throw new UsageError(`--file ${path} is neither JSON nor YAML: ${reason}`);
   }
 }

@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import type { ZodType } from "zod";
 import { z } from "zod";
+import { reasonOf } from "../reason.ts";
 import { defaultRunDir, socketName } from "../runtime/daemon-options.ts";
 import { type HttpAnswer, type HttpTarget, sendHttp } from "../runtime/http-client.ts";
 import { FailedError, UsageError } from "./errors.ts";
@@ -33,7 +34,7 @@ function trustedCertificates(): string | undefined {
   try {
     return readFileSync(path, "utf8");
   } catch (error) {
-    throw new UsageError(`NATBRIDGE_CA: ${error instanceof Error ? error.message : String(error)}`);
+    throw new UsageError(`NATBRIDGE_CA: ${reasonOf(error)}`);
   }
 }
 
@@ -81,7 +82,7 @@ function unreachable(host: string, error: unknown): FailedError {
   if (code === "ENOENT" || code === "ECONNREFUSED") {
     return new FailedError(`no daemon answers at ${host}: start it with natbridge daemon`);
   }
-  return new FailedError(`${host}: ${error instanceof Error ? error.message : String(error)}`);
+  return new FailedError(`${host}: ${reasonOf(error)}`);
 }
 
 async function refusal(answer: HttpAnswer): Promise<Error> {

@@ -1,6 +1,7 @@
 /** `natbridge doctor`: looks at this host, with or without a daemon, and says what to do. */
 import type { Command } from "commander";
 import type { Datapath } from "../datapath/types.ts";
+import { reasonOf } from "../reason.ts";
 import { RefusedError } from "./client.ts";
 import { clientOf, wantsJson } from "./command.ts";
 import {
@@ -23,7 +24,7 @@ async function checkDaemon(command: Command): Promise<Finding> {
     return { check: "daemon", level: "ok", message: "running and ready", fix: "" };
   } catch (error) {
     if (error instanceof UsageError) throw error;
-    const message = error instanceof Error ? error.message : String(error);
+    const message = reasonOf(error);
     const level = error instanceof RefusedError ? "warning" : "note";
     return { check: "daemon", level, message, fix: "" };
   }
@@ -37,7 +38,7 @@ async function guarded(
   try {
     return await look();
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
+    const message = reasonOf(error);
     return [{ check, level: "warning", message: `could not be looked at: ${message}`, fix: "" }];
   }
 }
@@ -47,7 +48,7 @@ async function checkHost(): Promise<Finding[]> {
   try {
     datapath = await openLocalDatapath();
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
+    const message = reasonOf(error);
     return [{ check: "addon", level: "problem", message, fix: "npm run build:addon" }];
   }
   return [

@@ -1,5 +1,6 @@
 /** The addon in this process, for what works without the daemon. */
 import type { Datapath } from "../datapath/types.ts";
+import { reasonOf } from "../reason.ts";
 import { FailedError } from "./errors.ts";
 
 /** @throws FailedError if the addon is not built. */
@@ -8,7 +9,7 @@ export async function openLocalDatapath(): Promise<Datapath> {
   try {
     return loadDatapath();
   } catch (error) {
-    throw new FailedError(error instanceof Error ? error.message : String(error));
+    throw new FailedError(reasonOf(error));
   }
 }
 

@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import type * as Native from "../../crates/natbridge-node/index.js";
+import { reasonOf } from "../reason.ts";
 import { DatapathError, datapathErrorKinds } from "./error.ts";
 import type {
   BridgeSpec,
@@ -44,7 +45,7 @@ function loadAddon(): typeof Native {
     // Deno loads a native addon by require() only.
     return createRequire(import.meta.url)(path);
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const reason = reasonOf(cause);
     throw new DatapathError(
       "unsupported",
       `the native addon ${path} can't be loaded (${reason}): run \`npm run build:addon\``,
@@ -60,7 +61,7 @@ const tagged = /^\[([a-z_]+)\] (.*)$/s;
  * Node-API found an argument of the wrong type, else (a panic) `io`.
  */
 function toDatapathError(cause: unknown): DatapathError {
-  const message = cause instanceof Error ? cause.message : String(cause);
+  const message = reasonOf(cause);
   const [, word, text] = tagged.exec(message) ?? [];
   const kind = datapathErrorKinds.find((known) => known === word);
   if (kind !== undefined && text !== undefined) return new DatapathError(kind, text);

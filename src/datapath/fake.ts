@@ -98,9 +98,9 @@ export class FakeDatapath implements Datapath {
   #nextIfindex = 10;
   #nextKey = 4026532000;
   #listener: ((event: HostEvent) => void) | null = null;
-  /** By host end: takes the sandbox end away. */
   /** Host ends whose bridge port is isolated. */
   readonly isolatedPorts = new Set<string>();
+  /** By host end: takes the sandbox end away. */
   readonly #peers = new Map<string, () => void>();
   readonly #failures = new Map<string, DatapathError>();
 

@@ -212,18 +212,19 @@ export class Core implements Service, MetricsSource {
   }
 
   async #transition(before: State, after: State): Promise<void> {
+    const difference = compareStates(before, after);
     const steps = new Steps(this.options.log);
     try {
-      await advance(this.tools, steps, before, after);
+      await advance(this.tools, steps, before, after, difference);
     } catch (error) {
       await steps.undoAll();
       throw error;
     }
     this.state = after;
     // Which devices may have the fast path is decided by what a network asks for, and by the host.
-    const { added, changed } = compareStates(before, after).network;
+    const { added, changed } = difference.network;
     if (added.length + changed.length > 0) this.upkeep.soon();
-    const failures = await retire(this.tools, before, after);
+    const failures = await retire(this.tools, before, after, difference);
     if (failures.length > 0) {
       this.options.log.warn(
         { failures },

@@ -2,6 +2,7 @@
 import type { Datapath, LinkInfo } from "../datapath/types.ts";
 import { analyseLoopback } from "../firewall/loopback.ts";
 import { findMeters } from "../firewall/meters.ts";
+import { reasonOf } from "../reason.ts";
 import { addressOf, isLoopback, withoutPrefix } from "./addresses.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import type { State } from "./state.ts";
@@ -67,7 +68,7 @@ export async function readPolicy(
     const hindered = loopback(state, links, foreign);
     if (hindered) hindrances.push(hindered);
   } catch (error) {
-    const reason = `the host's rules can't be read: ${error instanceof Error ? error.message : String(error)}`;
+    const reason = `the host's rules can't be read: ${reasonOf(error)}`;
     for (const where of ["host", "loopback"]) hindrances.push({ where, reason, rule: null });
   }
   const policies = await datapath.countXfrmPolicies();

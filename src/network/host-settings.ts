@@ -1,5 +1,6 @@
 /** Host-wide settings natbridge needs: recorded before they are changed, restored on uninstall. */
 import type { Datapath, Family } from "../datapath/types.ts";
+import { reasonOf } from "../reason.ts";
 import type { HostSetting, Store } from "../store/store.ts";
 import type { State } from "./state.ts";
 
@@ -106,7 +107,7 @@ export class HostSettings {
         if (this.#datapath.readSysctl(key) === value) this.#datapath.writeSysctl(key, before);
         this.#store.forgetHostSetting(key);
       } catch (error) {
-        failures.push(`${key}: ${error instanceof Error ? error.message : String(error)}`);
+        failures.push(`${key}: ${reasonOf(error)}`);
       }
     }
     return failures;

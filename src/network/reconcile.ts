@@ -5,11 +5,12 @@
 import { DatapathError } from "../datapath/error.ts";
 import type { LinkInfo, SandboxInfo } from "../datapath/types.ts";
 import type { HolderBinding, HolderBindingState, HolderUpdate } from "../holder/types.ts";
+import { reasonOf } from "../reason.ts";
 import { addressOf, isLoopback, withoutPrefix } from "./addresses.ts";
 import type { Core } from "./core.ts";
 import type { NewEvent } from "./event-log.ts";
 import { type Policy, readPolicy } from "./fast-path-policy.ts";
-import { bridgeFiltering, findUplinks } from "./host.ts";
+import { type BridgeFiltering, bridgeFiltering, findUplinks } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
 import { compareStates } from "./state.ts";
 import {
@@ -29,9 +30,6 @@ export interface Outcome {
   /** What could not be, in words. */
   failures: string[];
 }
-
-const reasonOf = (error: unknown): string =>
-  error instanceof Error ? error.message : String(error);
 
 /** A namespace that can't be found any more, or is no namespace any more. */
 const isGone = (error: unknown): boolean =>
@@ -181,7 +179,7 @@ class Reconciliation {
       if (state.sandbox.expect(endpoint.sandboxId).lostSince !== null) continue;
       const { isolated } = state.network.expect(endpoint.networkId);
       if ((isolatesAsBefore || !isolated) && this.#isAsWanted(endpoint, byName)) continue;
-      await this.#attemptFor("endpoint", endpoint, () => this.#mendEndpoint(endpoint));
+      await this.#attemptFor("endpoint", endpoint, () => this.#mendEndpoint(endpoint, filtering));
     }
     if (this.#failures.length === failures) this.#core.filtering = filtering;
   }
@@ -201,11 +199,10 @@ class Reconciliation {
     );
   }
 
-  async #mendEndpoint(endpoint: EndpointRecord): Promise<void> {
+  async #mendEndpoint(endpoint: EndpointRecord, filtering: BridgeFiltering): Promise<void> {
     const { state, options } = this.#core;
-    const { datapath } = options;
-    const spec = endpointSpec(state, endpoint, bridgeFiltering(datapath));
-    const mended = await datapath.ensureEndpoint(spec);
+    const spec = endpointSpec(state, endpoint, filtering);
+    const mended = await options.datapath.ensureEndpoint(spec);
     if (mended.length > 0) this.#mendedSandboxes.add(endpoint.sandboxId);
     const { id, name } = endpoint;
     for (const what of mended)

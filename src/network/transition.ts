@@ -6,10 +6,11 @@
 import { DatapathError } from "../datapath/error.ts";
 import type { Datapath, Family } from "../datapath/types.ts";
 import type { Holder } from "../holder/types.ts";
+import { reasonOf } from "../reason.ts";
 import type { BridgeFiltering } from "./host.ts";
 import { givenUp, reservationOf } from "./reservations.ts";
 import { staleEntries } from "./stale-entries.ts";
-import { compareStates, type State, type StateDifference } from "./state.ts";
+import type { State, StateDifference } from "./state.ts";
 import type { Steps } from "./steps.ts";
 import {
   bridgeSpec,
@@ -85,9 +86,9 @@ export async function advance(
   steps: Steps,
   before: State,
   after: State,
+  difference: StateDifference,
 ): Promise<void> {
   const { datapath, holder } = tools;
-  const difference = compareStates(before, after);
   const strictBefore = tools.strictForwarding();
   await steps.run(
     "host-settings",
@@ -120,8 +121,9 @@ export async function advance(
     () => datapath.applyFirewall(firewallSpec(before, strictBefore)),
   );
   await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
+  const filtering = tools.bridgeFiltering();
   for (const added of endpoint.added) {
-    const spec = endpointSpec(after, added, tools.bridgeFiltering());
+    const spec = endpointSpec(after, added, filtering);
     await steps.run(
       "endpoint",
       () => datapath.createEndpoint(spec),
@@ -148,6 +150,7 @@ export async function retire(
   tools: TransitionTools,
   before: State,
   after: State,
+  difference: StateDifference,
 ): Promise<string[]> {
   const { datapath, holder } = tools;
   const failures: string[] = [];
@@ -155,10 +158,9 @@ export async function retire(
     try {
       await work();
     } catch (error) {
-      failures.push(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+      failures.push(`${what}: ${reasonOf(error)}`);
     }
   };
-  const difference = compareStates(before, after);
   for (const endpoint of difference.endpoint.removed)
     await attempt(`endpoint ${endpoint.name}`, () => datapath.deleteLink(endpoint.hostInterface));
   await attempt("conntrack entries", async () => {

@@ -1,6 +1,7 @@
 /** When to reconcile: at the start, soon after the host changed, and every half minute. */
 import type { HostEvent } from "../datapath/types.ts";
 import { HolderError } from "../holder/types.ts";
+import { reasonOf } from "../reason.ts";
 import type { Core } from "./core.ts";
 import { dockerRuns } from "./host.ts";
 import { planDefaultNetwork, planPlainNetwork } from "./plan-networks.ts";
@@ -98,7 +99,7 @@ export class Upkeep {
       return outcome;
     } catch (error) {
       this.#core.options.log.error({ err: error }, "reconciling stopped half-way");
-      const reason = error instanceof Error ? error.message : String(error);
+      const reason = reasonOf(error);
       return { repairs: [], failures: [`reconciling stopped half-way: ${reason}`] };
     }
   }

@@ -1,6 +1,7 @@
 /** One natbridge per network namespace. */
 import { rmSync } from "node:fs";
 import { DatabaseSync } from "node:sqlite";
+import { reasonOf } from "../reason.ts";
 
 export interface InstanceLock {
   /** Gives it up. */
@@ -24,7 +25,7 @@ export function lockInstance(inode: number): InstanceLock {
     database.exec("PRAGMA busy_timeout = 0; BEGIN EXCLUSIVE");
   } catch (cause) {
     database.close();
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const reason = reasonOf(cause);
     if (!/lock|busy/i.test(reason)) throw new Error(`${path}: ${reason}`, { cause });
     throw new Error(
       "another natbridge daemon already runs in this network namespace: stop it first (one host has one)",

@@ -12,6 +12,7 @@ import {
   sandboxRecordSchema,
 } from "../network/records.ts";
 import { State } from "../network/state.ts";
+import { reasonOf } from "../reason.ts";
 import { migrations } from "./migrations.ts";
 
 /** Events that are kept. */
@@ -83,7 +84,7 @@ export class Store {
       version = this.#open();
     } catch (cause) {
       this.#database.close();
-      const reason = cause instanceof Error ? cause.message : String(cause);
+      const reason = reasonOf(cause);
       throw new Error(
         `${path} can't be used: ${reason}. Put a copy of it back; without it natbridge begins anew, and removes what it made before.`,
         { cause },

@@ -10,6 +10,22 @@ async function fastPackets(topology: Topology): Promise<number> {
   return (await topology.ok<DatapathStatus>("GET", "/v1/datapath")).cache.fastPackets;
 }
 
+/** Does `work` on a published port, at `path`, while a connection to it is open that must not notice. */
+async function withOldConnection(
+  topology: Topology,
+  hostPort: number,
+  work: (path: string) => Promise<void>,
+): Promise<void> {
+  const port = { name: "moving", endpoint: "web", hostPort, containerPort: 80 };
+  await topology.ok("POST", "/v1/ports", port);
+  const old = topology.flow("client", ["tcp", addresses.host.ipv4, String(hostPort), "3"]);
+  await sleep(1000);
+  await work("/v1/ports/moving");
+  const { error, wrong } = await old;
+  assert.equal([error, wrong], ["", 0], "the established connection");
+  await topology.ok("DELETE", "/v1/ports/moving");
+}
+
 export const fieldScenarios: Scenario[] = [
   {
     name: "host-address-limits-where",
@@ -112,44 +128,24 @@ export const fieldScenarios: Scenario[] = [
   },
   {
     name: "port-moves-make-before-break",
-    run: async (topology) => {
-      await topology.ok("POST", "/v1/ports", {
-        name: "moving",
-        endpoint: "web",
-        hostPort: 8300,
-        containerPort: 80,
-      });
-      const old = topology.flow("client", ["tcp", addresses.host.ipv4, "8300", "3"]);
-      await sleep(1000);
-      await topology.ok("PATCH", "/v1/ports/moving", { endpoint: "db" });
-      const bulk = (name: string): number =>
-        Number(topology.must(name, "awk '/eth0/ { print $3 }' /proc/net/dev"));
-      const before = bulk("db");
-      for (let round = 0; round < 5; round++)
-        await reaches(topology, "client", "tcp", addresses.host.ipv4, 8300);
-      assert.ok(bulk("db") - before > 20, "new connections do not reach the new target");
-      const { error, wrong } = await old;
-      assert.equal([error, wrong], ["", 0], "the established connection");
-      await topology.ok("DELETE", "/v1/ports/moving");
-    },
+    run: (topology) =>
+      withOldConnection(topology, 8300, async (path) => {
+        await topology.ok("PATCH", path, { endpoint: "db" });
+        const packets = (name: string): number =>
+          Number(topology.must(name, "awk '/eth0/ { print $3 }' /proc/net/dev"));
+        const before = packets("db");
+        for (let round = 0; round < 5; round++)
+          await reaches(topology, "client", "tcp", addresses.host.ipv4, 8300);
+        assert.ok(packets("db") - before > 20, "new connections do not reach the new target");
+      }),
   },
   {
     name: "port-number-moves-make-before-break",
-    run: async (topology) => {
-      await topology.ok("POST", "/v1/ports", {
-        name: "renumbered",
-        endpoint: "web",
-        hostPort: 8301,
-        containerPort: 80,
-      });
-      const old = topology.flow("client", ["tcp", addresses.host.ipv4, "8301", "3"]);
-      await sleep(1000);
-      await topology.ok("PATCH", "/v1/ports/renumbered", { hostPort: 8302 });
-      await fails(topology, "client", "tcp", addresses.host.ipv4, 8301);
-      await reaches(topology, "client", "tcp", addresses.host.ipv4, 8302);
-      const { error, wrong } = await old;
-      assert.equal([error, wrong], ["", 0], "the established connection");
-      await topology.ok("DELETE", "/v1/ports/renumbered");
-    },
+    run: (topology) =>
+      withOldConnection(topology, 8301, async (path) => {
+        await topology.ok("PATCH", path, { hostPort: 8302 });
+        await fails(topology, "client", "tcp", addresses.host.ipv4, 8301);
+        await reaches(topology, "client", "tcp", addresses.host.ipv4, 8302);
+      }),
   },
 ];
