@@ -326,6 +326,7 @@ export class FakeDatapath implements Datapath {
   }
 
   async deleteConntrack(filters: ConntrackFilter[]): Promise<number> {
+    this.#mayFail("deleteConntrack");
     const before = this.conntrack.length;
     this.conntrack = this.conntrack.filter((entry) => !filters.some((one) => matches(one, entry)));
     return before - this.conntrack.length;

@@ -31,6 +31,7 @@ import { type EndpointRecord, kinds, type PortRecord } from "./records.ts";
 import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
+import { clearNoted, noStaleEntries, noteOf } from "./stale-entries.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";
@@ -126,8 +127,8 @@ export class Core implements Service, MetricsSource {
       bridgeFiltering: () => bridgeFiltering(datapath),
       fastPathLoaded: () => fastPathLoaded,
       describeDevices: (state) => this.describeDevices(state),
-      localAddresses: () => this.links.flatMap(({ addresses }) => addresses.map(withoutPrefix)),
-      commit: (difference) => this.commit(difference),
+      commit: (difference, stale) => this.commit(difference, stale),
+      clearStaleEntries: () => this.clearStaleEntries(),
     };
   }
 
@@ -144,7 +145,7 @@ export class Core implements Service, MetricsSource {
   }
 
   /** Makes a difference durable, and then tells of it. */
-  commit(difference: StateDifference): void {
+  commit(difference: StateDifference, stale = noStaleEntries): void {
     const events = this.events.number(eventsOf(difference), this.now());
     this.options.store.commit({
       put: {
@@ -157,9 +158,17 @@ export class Core implements Service, MetricsSource {
         kinds.map((kind) => [kind, difference[kind].removed.map(({ id }) => id)]),
       ),
       events,
+      settings: noteOf(this.options.store, stale),
       beforeCommit: () => failpoint("commit"),
     });
     this.events.tell(events);
+  }
+
+  /** Ends the conntrack entries that changes have made untrue. @throws DatapathError */
+  async clearStaleEntries(): Promise<void> {
+    const { datapath, store } = this.options;
+    const local = this.links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
+    await clearNoted(datapath, store, local);
   }
 
   async #planning(

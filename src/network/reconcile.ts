@@ -61,6 +61,7 @@ class Reconciliation {
     await this.#attempt("firewall", () => this.#firewall());
     await this.#attempt("forward accepts", () => this.#forwardAccepts());
     await this.#leftovers();
+    await this.#attempt("conntrack entries", () => this.#core.clearStaleEntries());
     if (this.#repairs.length > 0)
       await this.#attempt("the host's devices and routes", () => this.#look());
     await this.#attempt("devices", () => this.#devices());

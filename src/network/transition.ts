@@ -9,7 +9,7 @@ import type { Holder } from "../holder/types.ts";
 import { reasonOf } from "../reason.ts";
 import type { BridgeFiltering } from "./host.ts";
 import { givenUp, reservationOf } from "./reservations.ts";
-import { staleEntries } from "./stale-entries.ts";
+import { type StaleEntries, staleEntries } from "./stale-entries.ts";
 import type { State, StateDifference } from "./state.ts";
 import type { Steps } from "./steps.ts";
 import {
@@ -33,10 +33,10 @@ export interface TransitionTools {
   fastPathLoaded: () => boolean;
   /** Finds the endpoints' devices, and tells the programs of them if they are loaded. */
   describeDevices: (state: State) => Promise<void>;
-  /** The host's own addresses. */
-  localAddresses: () => string[];
   /** The durable write. */
-  commit: (difference: StateDifference) => void;
+  commit: (difference: StateDifference, stale: StaleEntries) => void;
+  /** Deletes the conntrack entries that were noted with it. */
+  clearStaleEntries: () => Promise<void>;
 }
 
 /** Meanwhile somebody else may have made a device of that name. */
@@ -142,7 +142,7 @@ export async function advance(
       () => datapath.setPorts(portEntries(after)),
       () => datapath.setPorts(portEntries(before)),
     );
-  tools.commit(difference);
+  tools.commit(difference, staleEntries(before, after, difference));
 }
 
 /** Removes what is gone; answers what could not be removed. */
@@ -163,10 +163,7 @@ export async function retire(
   };
   for (const endpoint of difference.endpoint.removed)
     await attempt(`endpoint ${endpoint.name}`, () => datapath.deleteLink(endpoint.hostInterface));
-  await attempt("conntrack entries", async () => {
-    const stale = await staleEntries(datapath, before, after, tools.localAddresses());
-    if (stale.length > 0) await datapath.deleteConntrack(stale);
-  });
+  await attempt("conntrack entries", () => tools.clearStaleEntries());
   const remove = givenUp(before, after);
   if (remove.length > 0)
     await attempt("reserved ports", () => holder.update({ add: [], retarget: [], remove }));

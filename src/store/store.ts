@@ -31,6 +31,7 @@ export interface StoreChange {
   put: { [K in Kind]?: RecordsByKind[K][] };
   delete: { [K in Kind]?: string[] };
   events: NatbridgeEvent[];
+  settings?: Record<string, string>;
   /** Runs as the last thing inside the transaction; throwing rolls it back. */
   beforeCommit?: () => void;
 }
@@ -164,6 +165,8 @@ export class Store {
         }
       }
       this.#appendEvents(change.events);
+      for (const [key, value] of Object.entries(change.settings ?? {}))
+        this.saveSetting(key, value);
       change.beforeCommit?.();
     });
   }

@@ -1,6 +1,7 @@
 /** Which conntrack entries a change ends: those that would mislead, and nobody else's. */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { DatapathError } from "../../src/datapath/error.ts";
 import type { ConntrackEntry, Protocol } from "../../src/datapath/types.ts";
 import { CoreHost } from "../api/core-host.ts";
 
@@ -127,6 +128,67 @@ test("an endpoint that is removed takes all of its connections along", async ({ 
   add(host, "udp", "9.9.9.9 53", undefined, db);
   await host.core.endpoints.remove("web");
   assert.equal(left(host), [3, 4]);
+});
+
+/** The daemon dies where entries should have been deleted; another one starts. */
+async function withKill(host: CoreHost, change: () => Promise<unknown>): Promise<void> {
+  host.datapath.failNext("deleteConntrack", new DatapathError("io", "killed"));
+  await change();
+  await host.core.stop();
+  host.core = host.makeCore();
+  await host.core.upkeep.begin();
+}
+
+test("entries that were not deleted with a change are when the daemon starts", async ({ host }) => {
+  await host.core.ports.create(port);
+  await host.core.ports.create({ ...port, name: "u", protocol: "udp" });
+  add(host, "tcp", "198.51.100.1 8080", `${web} 80`);
+  add(host, "udp", "198.51.100.1 8080", `${web} 80`);
+  await withKill(host, () => host.core.ports.remove("p"));
+  assert.equal(left(host), [2]);
+  await withKill(host, () => host.core.ports.patch("u", { endpoint: "db" }));
+  assert.equal(left(host), []);
+  add(host, "udp", "198.51.100.1 53");
+  const dns = { ...port, name: "dns", protocol: "udp", hostPort: 53, containerPort: 53 } as const;
+  await withKill(host, () => host.core.ports.create(dns));
+  assert.equal(left(host), []);
+  add(host, "udp", "9.9.9.9 53", undefined, db);
+  await withKill(host, () => host.core.endpoints.remove("db"));
+  assert.equal(left(host), []);
+});
+
+test("nothing is deleted a second time", async ({ host }) => {
+  await host.core.ports.create(port);
+  await host.core.ports.remove("p");
+  await host.core.ports.create(port);
+  add(host, "tcp", "198.51.100.1 8080", `${web} 80`);
+  await host.core.upkeep.now();
+  host.core = host.makeCore();
+  await host.core.upkeep.begin();
+  assert.equal(left(host), [1]);
+});
+
+test("entries that could not be deleted are tried again, with those of later changes", async ({
+  host,
+}) => {
+  for (const name of ["p", "q"] as const)
+    await host.core.ports.create({ ...port, name, hostPort: name === "p" ? 8080 : 8081 });
+  add(host, "tcp", "198.51.100.1 8080", `${web} 80`);
+  add(host, "tcp", "198.51.100.1 8081", `${web} 80`);
+  host.datapath.failNext("deleteConntrack", new DatapathError("io", "no buffer space"));
+  await host.core.ports.remove("p");
+  assert.equal(left(host), [1, 2]);
+  await host.core.ports.remove("q");
+  assert.equal(left(host), []);
+});
+
+test("a note of them that can't be read hinders nothing", async ({ host }) => {
+  for (const note of ["", "{", '{"filters":[{"port":1}],"sockets":[]}']) {
+    host.store.saveSetting("stale-conntrack", note);
+    await host.core.ports.create(port);
+    await host.core.ports.remove("p");
+    await host.core.upkeep.now();
+  }
 });
 
 test.run();
