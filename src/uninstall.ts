@@ -4,11 +4,12 @@ import { join } from "node:path";
 import { pinDirectory } from "./cli/local-datapath.ts";
 import { databaseName, holderSocketName } from "./daemon.ts";
 import { loadDatapath } from "./datapath/addon.ts";
-import type { ConntrackFilter, Datapath } from "./datapath/types.ts";
+import type { Datapath } from "./datapath/types.ts";
 import { HolderClient } from "./holder/client.ts";
 import { HolderError } from "./holder/types.ts";
-import { withoutPrefix } from "./network/addresses.ts";
 import { HostSettings } from "./network/host-settings.ts";
+import { entriesOf } from "./network/stale-entries.ts";
+import { noted } from "./network/stale-note.ts";
 import { reasonOf } from "./reason.ts";
 import { lockInstance } from "./runtime/instance-lock.ts";
 import { Store } from "./store/store.ts";
@@ -40,13 +41,12 @@ async function deleteLinks(datapath: Datapath): Promise<string[]> {
 
 /** Entries that would go on translating towards containers that are gone. */
 async function forgetConnections(datapath: Datapath, store: Store | null): Promise<number> {
-  const addresses = (store?.loadState().endpoint.values() ?? []).flatMap((endpoint) =>
-    endpoint.addresses.map(withoutPrefix),
-  );
-  const filters = addresses.flatMap((address): ConntrackFilter[] => [
-    { replySourceAddress: address },
-    { originalSourceAddress: address },
-  ]);
+  if (!store) return 0;
+  const endpoints = store.loadState().endpoint.values();
+  const filters = [
+    ...endpoints.flatMap(({ addresses }) => entriesOf(addresses)),
+    ...noted(store).filters,
+  ];
   return filters.length === 0 ? 0 : datapath.deleteConntrack(filters);
 }
 

@@ -31,7 +31,7 @@ import { type EndpointRecord, kinds, type PortRecord } from "./records.ts";
 import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
-import { clearNoted, noStaleEntries, noteOf } from "./stale-entries.ts";
+import { clearNoted, deleteEntries, noteOf } from "./stale-note.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";
@@ -117,7 +117,7 @@ export class Core implements Service, MetricsSource {
   // --- changing the state
 
   get tools(): TransitionTools {
-    const { datapath, holder, fastPathLoaded } = this.options;
+    const { datapath, holder, store, fastPathLoaded } = this.options;
     return {
       datapath,
       holder,
@@ -127,8 +127,9 @@ export class Core implements Service, MetricsSource {
       bridgeFiltering: () => bridgeFiltering(datapath),
       fastPathLoaded: () => fastPathLoaded,
       describeDevices: (state) => this.describeDevices(state),
-      commit: (difference, stale) => this.commit(difference, stale),
-      clearStaleEntries: () => this.clearStaleEntries(),
+      commit: (difference, stale, after) => this.commit(difference, noteOf(store, stale, after)),
+      clearNoted: () => clearNoted(datapath, store, this.localAddresses(), null),
+      deleteEntries: (stale) => deleteEntries(datapath, stale, this.localAddresses()),
     };
   }
 
@@ -145,7 +146,7 @@ export class Core implements Service, MetricsSource {
   }
 
   /** Makes a difference durable, and then tells of it. */
-  commit(difference: StateDifference, stale = noStaleEntries): void {
+  commit(difference: StateDifference, settings: Record<string, string> = {}): void {
     const events = this.events.number(eventsOf(difference), this.now());
     this.options.store.commit({
       put: {
@@ -158,17 +159,15 @@ export class Core implements Service, MetricsSource {
         kinds.map((kind) => [kind, difference[kind].removed.map(({ id }) => id)]),
       ),
       events,
-      settings: noteOf(this.options.store, stale),
+      settings,
       beforeCommit: () => failpoint("commit"),
     });
     this.events.tell(events);
   }
 
-  /** Ends the conntrack entries that changes have made untrue. @throws DatapathError */
-  async clearStaleEntries(): Promise<void> {
-    const { datapath, store } = this.options;
-    const local = this.links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
-    await clearNoted(datapath, store, local);
+  /** The host's own addresses. */
+  localAddresses(): string[] {
+    return this.links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
   }
 
   async #planning(

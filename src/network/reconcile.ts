@@ -12,6 +12,7 @@ import type { NewEvent } from "./event-log.ts";
 import { type Policy, readPolicy } from "./fast-path-policy.ts";
 import { type BridgeFiltering, bridgeFiltering, findUplinks } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
+import { clearNoted } from "./stale-note.ts";
 import { compareStates } from "./state.ts";
 import {
   bridgeSpec,
@@ -52,7 +53,7 @@ class Reconciliation {
 
   async run(): Promise<Outcome> {
     const { fastPathLoaded } = this.#core.options;
-    await this.#attempt("the host's devices and routes", () => this.#look());
+    const isSeen = await this.#attempt("the host's devices and routes", () => this.#look());
     await this.#attempt("host-wide settings", () => this.#settings());
     await this.#bridges();
     await this.#sandboxes();
@@ -61,7 +62,8 @@ class Reconciliation {
     await this.#attempt("firewall", () => this.#firewall());
     await this.#attempt("forward accepts", () => this.#forwardAccepts());
     await this.#leftovers();
-    await this.#attempt("conntrack entries", () => this.#core.clearStaleEntries());
+    // Without the host's addresses it can't be told which entries they are.
+    if (isSeen) await this.#attempt("conntrack entries", () => this.#conntrack());
     if (this.#repairs.length > 0)
       await this.#attempt("the host's devices and routes", () => this.#look());
     await this.#attempt("devices", () => this.#devices());
@@ -232,6 +234,12 @@ class Reconciliation {
         ? "nftables: table inet natbridge written anew"
         : `nftables: ${change.elementsAdded} elements added, ${change.elementsRemoved} removed`,
     );
+  }
+
+  /** What a change could not delete, or was killed before it did. */
+  async #conntrack(): Promise<void> {
+    const { options, state } = this.#core;
+    await clearNoted(options.datapath, options.store, this.#core.localAddresses(), state);
   }
 
   async #forwardAccepts(): Promise<void> {

@@ -1,11 +1,7 @@
-/**
- * Which conntrack entries a change of the desired state makes untrue, and their end. They are noted with
- * the change's durable write: a daemon that is killed before it deleted them does so when it starts.
- */
+/** Which conntrack entries a change of the desired state makes untrue. */
 import { z } from "zod";
-import type { ConntrackFilter, Datapath } from "../datapath/types.ts";
+import type { ConntrackFilter } from "../datapath/types.ts";
 import type { HolderBinding } from "../holder/types.ts";
-import type { Store } from "../store/store.ts";
 import { addressOf, familyOf, isWildcard, withoutPrefix } from "./addresses.ts";
 import type { State, StateDifference } from "./state.ts";
 import { bindingKey, holderBindings } from "./wanted.ts";
@@ -20,15 +16,12 @@ const filterSchema = z.strictObject({
   destinationNat: z.boolean().exactOptional(),
 }) satisfies z.ZodType<ConntrackFilter>;
 
-const staleEntriesSchema = z.strictObject({
+export const staleEntriesSchema = z.strictObject({
   filters: z.array(filterSchema),
   /** UDP sockets of the host that are published now: clients that reached the host itself start anew. */
   sockets: z.array(z.strictObject({ hostAddress: z.string(), hostPort: z.int() })),
 });
 export type StaleEntries = z.infer<typeof staleEntriesSchema>;
-
-const noteKey = "stale-conntrack";
-export const noStaleEntries: StaleEntries = { filters: [], sockets: [] };
 
 const isWild = (address: string): boolean => isWildcard(addressOf(address));
 
@@ -56,41 +49,8 @@ function translated(binding: HolderBinding): ConntrackFilter[] {
   ];
 }
 
-/** UDP entries from before these sockets were published: their clients reached the host itself. */
-async function untranslated(
-  datapath: Datapath,
-  published: StaleEntries["sockets"],
-  localAddresses: string[],
-): Promise<ConntrackFilter[]> {
-  if (published.length === 0) return [];
-  const sockets = new Set(
-    published.map(({ hostAddress, hostPort }) => `${hostAddress} ${hostPort}`),
-  );
-  const local = new Set(localAddresses);
-  const isServed = (address: string, port: number): boolean => {
-    const wildcard = familyOf(address) === "ipv4" ? "0.0.0.0" : "::";
-    return (
-      sockets.has(`${address} ${port}`) ||
-      (local.has(address) && sockets.has(`${wildcard} ${port}`))
-    );
-  };
-  const entries = await datapath.listConntrack();
-  return entries.flatMap(({ protocol, destinationNat, original }) => {
-    const { sourceAddress, destinationAddress, destinationPort } = original;
-    if (protocol !== "udp" || destinationNat || !isServed(destinationAddress, destinationPort))
-      return [];
-    return {
-      protocol,
-      originalSourceAddress: sourceAddress,
-      originalDestinationAddress: destinationAddress,
-      originalDestinationPort: destinationPort,
-      destinationNat: false,
-    };
-  });
-}
-
-/** All of an endpoint that is gone, in both directions. */
-function entriesOf(addresses: string[]): ConntrackFilter[] {
+/** All of an endpoint, in both directions. `addresses` with prefix. */
+export function entriesOf(addresses: string[]): ConntrackFilter[] {
   return addresses
     .map(withoutPrefix)
     .flatMap((address) => [{ replySourceAddress: address }, { originalSourceAddress: address }]);
@@ -122,44 +82,29 @@ export function staleEntries(
   return { filters, sockets };
 }
 
-const isEmpty = ({ filters, sockets }: StaleEntries): boolean =>
-  filters.length + sockets.length === 0;
-
-/** A note that can't be read is none: entries expire by themselves, too. */
-function noted(store: Store): StaleEntries {
-  try {
-    return staleEntriesSchema.parse(JSON.parse(store.setting(noteKey) ?? ""));
-  } catch {
-    return noStaleEntries;
-  }
-}
-
-/** What to write with the change, besides what is noted already. */
-export function noteOf(store: Store, stale: StaleEntries): Record<string, string> {
-  if (isEmpty(stale)) return {};
-  const { filters, sockets } = noted(store);
-  const all = {
-    filters: [...filters, ...stale.filters],
-    sockets: [...sockets, ...stale.sockets],
-  } satisfies StaleEntries;
-  return { [noteKey]: JSON.stringify(all) };
-}
-
 /**
- * Deletes the entries that are noted, and then the note.
- *
- * @param localAddresses The host's own.
- * @throws DatapathError or the disk's error; the note stays then.
+ * What of it is untrue in `state` as well: by then a port or an address may be there again, and its
+ * connections are good ones.
  */
-export async function clearNoted(
-  datapath: Datapath,
-  store: Store,
-  localAddresses: string[],
-): Promise<void> {
-  const stale = noted(store);
-  if (isEmpty(stale)) return;
-  const early = await untranslated(datapath, stale.sockets, localAddresses);
-  const filters = [...stale.filters, ...early];
-  if (filters.length > 0) await datapath.deleteConntrack(filters);
-  store.saveSetting(noteKey, JSON.stringify(noStaleEntries));
+export function stillStale(stale: StaleEntries, state: State): StaleEntries {
+  const bindings = [...holderBindings(state).values()];
+  const targets = new Set(
+    bindings.map((it) => `${it.protocol} ${it.hostPort} ${it.targetAddress} ${it.targetPort}`),
+  );
+  const addresses = new Set(
+    state.endpoint.values().flatMap((endpoint) => endpoint.addresses.map(withoutPrefix)),
+  );
+  const isTrue = (it: ConntrackFilter): boolean =>
+    it.originalDestinationPort === undefined
+      ? addresses.has(it.replySourceAddress ?? it.originalSourceAddress ?? "")
+      : targets.has(
+          `${it.protocol} ${it.originalDestinationPort} ${it.replySourceAddress} ${it.replySourcePort}`,
+        );
+  const published = new Set(
+    bindings.flatMap((it) => (it.protocol === "udp" ? `${it.hostAddress} ${it.hostPort}` : [])),
+  );
+  return {
+    filters: stale.filters.filter((filter) => !isTrue(filter)),
+    sockets: stale.sockets.filter((it) => published.has(`${it.hostAddress} ${it.hostPort}`)),
+  };
 }

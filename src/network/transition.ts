@@ -10,7 +10,7 @@ import { reasonOf } from "../reason.ts";
 import type { BridgeFiltering } from "./host.ts";
 import { givenUp, reservationOf } from "./reservations.ts";
 import { type StaleEntries, staleEntries } from "./stale-entries.ts";
-import type { State, StateDifference } from "./state.ts";
+import { compareStates, type State, type StateDifference } from "./state.ts";
 import type { Steps } from "./steps.ts";
 import {
   bridgeSpec,
@@ -34,9 +34,11 @@ export interface TransitionTools {
   /** Finds the endpoints' devices, and tells the programs of them if they are loaded. */
   describeDevices: (state: State) => Promise<void>;
   /** The durable write. */
-  commit: (difference: StateDifference, stale: StaleEntries) => void;
+  commit: (difference: StateDifference, stale: StaleEntries, after: State) => void;
   /** Deletes the conntrack entries that were noted with it. */
-  clearStaleEntries: () => Promise<void>;
+  clearNoted: () => Promise<void>;
+  /** Deletes conntrack entries. */
+  deleteEntries: (stale: StaleEntries) => Promise<void>;
 }
 
 /** Meanwhile somebody else may have made a device of that name. */
@@ -118,7 +120,11 @@ export async function advance(
   await steps.run(
     "firewall",
     () => datapath.applyFirewall(firewallSpec(after, tools.strictForwarding())),
-    () => datapath.applyFirewall(firewallSpec(before, strictBefore)),
+    async () => {
+      await datapath.applyFirewall(firewallSpec(before, strictBefore));
+      // What was translated by the rules that are taken back.
+      await tools.deleteEntries(staleEntries(after, before, compareStates(after, before)));
+    },
   );
   await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
   const filtering = tools.bridgeFiltering();
@@ -142,7 +148,7 @@ export async function advance(
       () => datapath.setPorts(portEntries(after)),
       () => datapath.setPorts(portEntries(before)),
     );
-  tools.commit(difference, staleEntries(before, after, difference));
+  tools.commit(difference, staleEntries(before, after, difference), after);
 }
 
 /** Removes what is gone; answers what could not be removed. */
@@ -163,7 +169,7 @@ export async function retire(
   };
   for (const endpoint of difference.endpoint.removed)
     await attempt(`endpoint ${endpoint.name}`, () => datapath.deleteLink(endpoint.hostInterface));
-  await attempt("conntrack entries", () => tools.clearStaleEntries());
+  await attempt("conntrack entries", () => tools.clearNoted());
   const remove = givenUp(before, after);
   if (remove.length > 0)
     await attempt("reserved ports", () => holder.update({ add: [], retarget: [], remove }));

@@ -157,6 +157,36 @@ test("entries that were not deleted with a change are when the daemon starts", a
   assert.equal(left(host), []);
 });
 
+test("an address that is in use again by then keeps its connections", async ({ host }) => {
+  const wanted = (name: string) => ({
+    owner: "test",
+    prune: true,
+    endpoints: [{ name, network: "net", netns: "x" }],
+    ports: [{ ...port, name, endpoint: name }],
+  });
+  await host.core.apply(wanted("v1"), { dryRun: false });
+  const address = (await host.core.endpoints.get("v1")).addresses[0]?.split("/")[0];
+  await withKill(host, async () => {
+    await host.core.apply(wanted("v2"), { dryRun: false });
+    assert.match((await host.core.endpoints.get("v2")).addresses[0] ?? "", `${address}/`);
+    add(host, "tcp", "198.51.100.1 8080", `${address} 80`);
+    add(host, "udp", "9.9.9.9 53", undefined, address);
+  });
+  assert.equal(left(host), [1, 2]);
+});
+
+test("what was translated by a change that failed ends with it", async ({ host }) => {
+  add(host, "tcp", "198.51.100.1 8080", `${web} 80`);
+  add(host, "tcp", "198.51.100.1 8081", `${web} 80`);
+  host.datapath.failNext("setPorts", new DatapathError("io", "no"));
+  let failed = false;
+  await host.core.ports.create(port).catch(() => {
+    failed = true;
+  });
+  assert.ok(failed);
+  assert.equal(left(host), [2]);
+});
+
 test("nothing is deleted a second time", async ({ host }) => {
   await host.core.ports.create(port);
   await host.core.ports.remove("p");

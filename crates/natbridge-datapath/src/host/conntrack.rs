@@ -150,7 +150,8 @@ pub fn list_conntrack() -> Result<Vec<ConntrackEntry>> {
 /// Deletes the entries that match any of the filters; answers how many.
 ///
 /// # Errors
-/// `invalid` for a filter without a field, or with one that makes no sense.
+/// `invalid` for a filter without a field, or with one that makes no sense; the first entry's that
+/// could not be deleted, after all others are.
 pub fn delete_conntrack(filters: &[ConntrackFilter]) -> Result<u32> {
     let checked: Vec<Filter> = filters.iter().map(Filter::new).collect::<Result<_>>()?;
     if checked.is_empty() {
@@ -161,15 +162,19 @@ pub fn delete_conntrack(filters: &[ConntrackFilter]) -> Result<u32> {
         checked.iter().any(|filter| filter.matches(&entry)).then(|| deletion(message))
     })?;
     let mut deleted = 0;
+    let mut failure = None;
     for request in doomed.into_iter().flatten() {
         match netlink.execute(IPCTNL_MSG_CT_DELETE, 0, &request) {
             Ok(()) => deleted += 1,
             // It ended by itself meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context("deleting a conntrack entry"),
+            Err(error) => failure = failure.or(Some(error)),
         }
     }
-    Ok(deleted)
+    match failure {
+        None => Ok(deleted),
+        Some(error) => Err(error).context("deleting a conntrack entry"),
+    }
 }
 
 /// `None` on a kernel without ctnetlink: it tracks nothing that could be listed.
