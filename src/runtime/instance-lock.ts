@@ -1,5 +1,5 @@
 /** One natbridge per network namespace. */
-import { rmSync } from "node:fs";
+import { closeSync, fstatSync, openSync, rmSync, statSync } from "node:fs";
 import { DatabaseSync } from "node:sqlite";
 import { reasonOf } from "../reason.ts";
 
@@ -11,18 +11,12 @@ export interface InstanceLock {
 /** In root's own folder: in a public one anybody could hold the lock. */
 const lockPath = (inode: number): string => `/run/natbridge-${inode}.lock`;
 
-/**
- * Takes the lock of a network namespace: SQLite's lock on a file, which both runtimes can take and
- * which ends with the process, however it ends.
- *
- * @param inode Of the namespace.
- * @throws Error if another process has it.
- */
-export function lockInstance(inode: number): InstanceLock {
-  const path = lockPath(inode);
+/** @throws Error if another process has it. */
+function lockFile(path: string): DatabaseSync {
   const database = new DatabaseSync(path);
   try {
     database.exec("PRAGMA busy_timeout = 0; BEGIN EXCLUSIVE");
+    return database;
   } catch (cause) {
     database.close();
     const reason = reasonOf(cause);
@@ -32,10 +26,40 @@ export function lockInstance(inode: number): InstanceLock {
       { cause },
     );
   }
-  return {
-    release: () => {
-      database.close();
-      rmSync(path, { force: true });
-    },
-  };
+}
+
+/**
+ * Takes the lock of a network namespace: SQLite's lock on a file, which both runtimes can take and
+ * which ends with the process, however it ends. Once per process: the end of a second try would end
+ * the first one's lock (fcntl(2): a process's locks go with any of its descriptors of the file).
+ *
+ * @param inode Of the namespace.
+ * @throws Error if another process has it.
+ */
+export function lockInstance(inode: number): InstanceLock {
+  const path = lockPath(inode);
+  for (;;) {
+    // Open all the while, so that no later file can have this one's number.
+    const file = openSync(path, "a", 0o600);
+    let database: DatabaseSync | null = null;
+    const end = (): void => {
+      database?.close();
+      closeSync(file);
+    };
+    try {
+      database = lockFile(path);
+      if (statSync(path, { throwIfNoEntry: false })?.ino === fstatSync(file).ino)
+        return {
+          release: () => {
+            rmSync(path, { force: true });
+            end();
+          },
+        };
+    } catch (error) {
+      end();
+      throw error;
+    }
+    // Who had the lock until now has taken its file away: the next to come would lock another.
+    end();
+  }
 }
