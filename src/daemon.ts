@@ -51,8 +51,7 @@ function makeFolders({ stateDir, runDir }: DaemonOptions): void {
       mkdirSync(path, { recursive: true, mode });
       if (isPrivate) chmodSync(path, mode);
     } catch (cause) {
-      const reason = reasonOf(cause);
-      throw new Error(`${flag} ${path} can't be used: ${reason}`, { cause });
+      throw new Error(`${flag} ${path} can't be used: ${reasonOf(cause)}`, { cause });
     }
   };
   make("--state-dir", stateDir, 0o700, true);
@@ -98,8 +97,8 @@ export async function loadPrograms(
     };
   } catch (error) {
     // The kernel path is complete by itself: a verifier's refusal must not take the network down.
-    const reason = reasonOf(error);
-    return { loaded: false, note: await unload(`off: the programs can't be loaded: ${reason}`) };
+    const reason = `off: the programs can't be loaded: ${reasonOf(error)}`;
+    return { loaded: false, note: await unload(reason) };
   }
 }
 

@@ -30,8 +30,7 @@ async function serveFor(flag: string, at: HostPort, serve: () => Promise<Running
   try {
     return await serve();
   } catch (error) {
-    const reason = reasonOf(error);
-    throw new Error(`${flag} ${urlHost(at.host)}:${at.port}: ${reason}`, { cause: error });
+    throw new Error(`${flag} ${urlHost(at.host)}:${at.port}: ${reasonOf(error)}`, { cause: error });
   }
 }
 

@@ -30,8 +30,7 @@ export function parseDocument(text: string, path: string): unknown {
   try {
     return parseText(text);
   } catch (error) {
-    const reason = reasonOf(error);
-    throw new UsageError(`--file ${path} is neither JSON nor YAML: ${reason}`);
+    throw new UsageError(`--file ${path} is neither JSON nor YAML: ${reasonOf(error)}`);
   }
 }
 

@@ -1,4 +1,5 @@
 /** A holder in memory, for tests: bindings without sockets. */
+import { addressOf, familyOf, isWildcard } from "../network/addresses.ts";
 import {
   type Holder,
   type HolderBinding,
@@ -41,17 +42,15 @@ export class FakeHolder implements Holder {
 
   /** As for sockets: one on every address leaves none of its family. */
   #isInTheWay({ key, protocol, hostAddress, hostPort }: HolderBinding, remove: string[]): boolean {
-    const wildcards = ["0.0.0.0", "::"];
+    const isWild = (address: string): boolean => isWildcard(addressOf(address));
     return [...this.bindings.values()].some((other) => {
       if (remove.includes(other.key)) return false;
       if (other.key === key) return true;
       const isSameSocket =
         other.protocol === protocol &&
         other.hostPort === hostPort &&
-        other.hostAddress.includes(":") === hostAddress.includes(":");
-      return (
-        isSameSocket && (wildcards.includes(hostAddress) || wildcards.includes(other.hostAddress))
-      );
+        familyOf(other.hostAddress) === familyOf(hostAddress);
+      return isSameSocket && (isWild(hostAddress) || isWild(other.hostAddress));
     });
   }
 

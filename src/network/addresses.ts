@@ -127,6 +127,9 @@ export function isLoopback(address: Address): boolean {
   return address.family === "ipv4" ? contains(loopback4, address) : address.value === 1n;
 }
 
+/** What stands for every address of a family, as a socket is bound to it. */
+export const wildcardOf = (family: Family): string => (family === "ipv4" ? "0.0.0.0" : "::");
+
 export const isWildcard = (address: Address): boolean => address.value === 0n;
 
 const linkLocal6 = subnetOf("fe80::/10");

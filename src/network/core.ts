@@ -9,7 +9,6 @@ import type { Logger } from "../log.ts";
 import type { MetricsSnapshot, MetricsSource } from "../metrics/source.ts";
 import { ProblemError } from "../problem.ts";
 import type { Store } from "../store/store.ts";
-import { withoutPrefix } from "./addresses.ts";
 import { applyResult, planApply } from "./apply.ts";
 import * as changes from "./changes.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
@@ -22,6 +21,7 @@ import {
   ephemeralPorts,
   findUplinks,
   hostView,
+  localAddresses,
 } from "./host.ts";
 import { HostSettings } from "./host-settings.ts";
 import type { ApplyInput, ApplyResult, Connection } from "./model.ts";
@@ -128,8 +128,8 @@ export class Core implements Service, MetricsSource {
       fastPathLoaded: () => fastPathLoaded,
       describeDevices: (state) => this.describeDevices(state),
       commit: (difference, stale, after) => this.commit(difference, noteOf(store, stale, after)),
-      clearNoted: () => clearNoted(datapath, store, this.localAddresses(), null),
-      deleteEntries: (stale) => deleteEntries(datapath, stale, this.localAddresses()),
+      clearNoted: () => clearNoted(datapath, store, localAddresses(this.links), null),
+      deleteEntries: (stale) => deleteEntries(datapath, stale, localAddresses(this.links)),
     };
   }
 
@@ -163,11 +163,6 @@ export class Core implements Service, MetricsSource {
       beforeCommit: () => failpoint("commit"),
     });
     this.events.tell(events);
-  }
-
-  /** The host's own addresses. */
-  localAddresses(): string[] {
-    return this.links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
   }
 
   async #planning(

@@ -3,8 +3,9 @@ import type { Datapath, LinkInfo } from "../datapath/types.ts";
 import { analyseLoopback } from "../firewall/loopback.ts";
 import { findMeters } from "../firewall/meters.ts";
 import { reasonOf } from "../reason.ts";
-import { addressOf, isLoopback, withoutPrefix } from "./addresses.ts";
+import { addressOf, isLoopback } from "./addresses.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
+import { localAddresses } from "./host.ts";
 import type { State } from "./state.ts";
 import { portEntries } from "./wanted.ts";
 
@@ -35,10 +36,9 @@ function loopback(
   links: LinkInfo[],
   foreign: { nft: string; legacy: string },
 ): Hindrance | null {
-  const local = links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
   const judge = analyseLoopback(
     foreign,
-    local.filter((address) => !isLoopback(addressOf(address))),
+    localAddresses(links).filter((address) => !isLoopback(addressOf(address))),
   );
   for (const port of portEntries(state)) {
     const family = port.hostAddress.includes(":") ? "ipv6" : "ipv4";

@@ -1,6 +1,12 @@
 /** What is read from the host: taken subnets, uplinks, switches of the bridge filter. */
 import type { Datapath, LinkInfo, RouteInfo } from "../datapath/types.ts";
-import { isLoopback, parseInterfaceAddress, specialUse, subnetAround } from "./addresses.ts";
+import {
+  isLoopback,
+  parseInterfaceAddress,
+  specialUse,
+  subnetAround,
+  withoutPrefix,
+} from "./addresses.ts";
 import type { HostView, TakenSubnet } from "./plan-networks.ts";
 
 const isOurs = (link: LinkInfo): boolean => link.alias.startsWith("natbridge:");
@@ -49,6 +55,10 @@ export function findUplinks(links: LinkInfo[], routes: RouteInfo[], names: strin
     return link.addresses.some((address) => !/^(fe80:|169\.254\.)/.test(address));
   });
 }
+
+/** The host's own addresses, those of its loopback devices among them. */
+export const localAddresses = (links: LinkInfo[]): string[] =>
+  links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
 
 /** Whether bridged packets pass netfilter (kernel: net.bridge.bridge-nf-call-*). */
 export interface BridgeFiltering {

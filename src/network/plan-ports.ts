@@ -3,11 +3,14 @@ import type { Protocol } from "../datapath/types.ts";
 import { ProblemError } from "../problem.ts";
 import {
   addressBits,
+  addressOf,
   familyOf,
   isMulticast,
+  isWildcard,
   parseAddress,
   parseInterfaceAddress,
   subnetAround,
+  wildcardOf,
 } from "./addresses.ts";
 import type { Binding, PortInput } from "./model.ts";
 import { invalidField, newId, type Request } from "./plan-networks.ts";
@@ -15,8 +18,7 @@ import { formatPortRange, mapPorts, type PortRange, parsePortRange } from "./por
 import type { EndpointRecord, NetworkRecord, PortRecord } from "./records.ts";
 import type { State } from "./state.ts";
 
-export const wildcards = ["0.0.0.0", "::"] as const;
-const isWildcard = (address: string): boolean => address === "0.0.0.0" || address === "::";
+const wildcards = [wildcardOf("ipv4"), wildcardOf("ipv6")];
 
 /** Host sockets of published ports. A wildcard takes every address of its family. */
 export class SocketBook {
@@ -59,8 +61,8 @@ export class SocketBook {
           this.#current.get(other.port.id) === other.port &&
           familyOf(other.hostAddress) === familyOf(hostAddress) &&
           (other.hostAddress === hostAddress ||
-            isWildcard(other.hostAddress) ||
-            isWildcard(hostAddress)),
+            isWildcard(addressOf(other.hostAddress)) ||
+            isWildcard(addressOf(hostAddress))),
       );
     return clash?.port;
   }

@@ -6,11 +6,11 @@ import { DatapathError } from "../datapath/error.ts";
 import type { LinkInfo, SandboxInfo } from "../datapath/types.ts";
 import type { HolderBinding, HolderBindingState, HolderUpdate } from "../holder/types.ts";
 import { reasonOf } from "../reason.ts";
-import { addressOf, isLoopback, withoutPrefix } from "./addresses.ts";
+import { addressOf, isLoopback } from "./addresses.ts";
 import type { Core } from "./core.ts";
 import type { NewEvent } from "./event-log.ts";
 import { type Policy, readPolicy } from "./fast-path-policy.ts";
-import { type BridgeFiltering, bridgeFiltering, findUplinks } from "./host.ts";
+import { type BridgeFiltering, bridgeFiltering, findUplinks, localAddresses } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
 import { clearNoted } from "./stale-note.ts";
 import { compareStates } from "./state.ts";
@@ -238,8 +238,8 @@ class Reconciliation {
 
   /** What a change could not delete, or was killed before it did. */
   async #conntrack(): Promise<void> {
-    const { options, state } = this.#core;
-    await clearNoted(options.datapath, options.store, this.#core.localAddresses(), state);
+    const { options, state, links } = this.#core;
+    await clearNoted(options.datapath, options.store, localAddresses(links), state);
   }
 
   async #forwardAccepts(): Promise<void> {
@@ -295,7 +295,7 @@ class Reconciliation {
   async #connectHook(): Promise<void> {
     const { options, state, links, policy } = this.#core;
     const { datapath, pinDirectory } = options;
-    const local = links.flatMap(({ addresses }) => addresses.map(withoutPrefix));
+    const local = localAddresses(links);
     await datapath.setLocalAddresses([
       ...new Set(local.filter((address) => !isLoopback(addressOf(address)))),
     ]);

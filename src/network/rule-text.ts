@@ -1,15 +1,15 @@
 /** `GET /v1/rules`: networks and ports as elements of the table, and as iptables would say it. */
 import type { Family, FirewallPort } from "../datapath/types.ts";
+import { addressOf, isWildcard } from "./addresses.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { State } from "./state.ts";
 import { firewallSpec } from "./wanted.ts";
 
 const digit = (address: string): string => (address.includes(":") ? "6" : "4");
 const tool = (address: string): string => (address.includes(":") ? "ip6tables" : "iptables");
-const isWildcard = (address: string): boolean => address === "0.0.0.0" || address === "::";
 
 function portElements(port: FirewallPort): string[] {
-  const kind = isWildcard(port.hostAddress) ? "wildcard" : "exact";
+  const kind = isWildcard(addressOf(port.hostAddress)) ? "wildcard" : "exact";
   const family = digit(port.hostAddress);
   const socket = kind === "exact" ? `${port.hostAddress} . ${port.hostPort}` : `${port.hostPort}`;
   const dnat =
@@ -29,7 +29,7 @@ function portElements(port: FirewallPort): string[] {
 
 function portIptables(port: FirewallPort): string[] {
   if (port.targetAddress === "") return [];
-  const destination = isWildcard(port.hostAddress)
+  const destination = isWildcard(addressOf(port.hostAddress))
     ? "-m addrtype --dst-type LOCAL"
     : `-d ${port.hostAddress}`;
   const target = port.targetAddress.includes(":") ? `[${port.targetAddress}]` : port.targetAddress;

@@ -3,7 +3,8 @@ import { z } from "zod";
 import type { ConntrackFilter } from "../datapath/types.ts";
 import type { HolderBinding } from "../holder/types.ts";
 import { addressOf, familyOf, isWildcard, withoutPrefix } from "./addresses.ts";
-import type { State, StateDifference } from "./state.ts";
+import type { EndpointRecord } from "./records.ts";
+import type { State } from "./state.ts";
 import { bindingKey, holderBindings } from "./wanted.ts";
 
 const filterSchema = z.strictObject({
@@ -23,8 +24,6 @@ export const staleEntriesSchema = z.strictObject({
 });
 export type StaleEntries = z.infer<typeof staleEntriesSchema>;
 
-const isWild = (address: string): boolean => isWildcard(addressOf(address));
-
 /** Keys of ports that are still there, though perhaps under another number. */
 function keysOfKeptPorts(before: State, after: State): Set<string> {
   const kept = before.port.values().filter(({ id }) => after.port.get(id) !== undefined);
@@ -40,7 +39,7 @@ function translated(binding: HolderBinding): ConntrackFilter[] {
   return [
     {
       protocol,
-      ...(isWild(hostAddress) ? {} : { originalDestinationAddress: hostAddress }),
+      ...(isWildcard(addressOf(hostAddress)) ? {} : { originalDestinationAddress: hostAddress }),
       originalDestinationPort: hostPort,
       replySourceAddress: targetAddress,
       replySourcePort: targetPort,
@@ -60,12 +59,10 @@ export function entriesOf(addresses: string[]): ConntrackFilter[] {
  * Entries that would keep clients where they were: every one of a port or an endpoint that is gone;
  * UDP ones of a port that is new or has moved, because a UDP client never starts anew by itself.
  * Connections of a port that has moved finish on its old target.
+ *
+ * @param removed The endpoints that are gone.
  */
-export function staleEntries(
-  before: State,
-  after: State,
-  difference: StateDifference,
-): StaleEntries {
+export function staleEntries(before: State, after: State, removed: EndpointRecord[]): StaleEntries {
   const [old, wanted] = [holderBindings(before), holderBindings(after)];
   const kept = keysOfKeptPorts(before, after);
   const filters: ConntrackFilter[] = [];
@@ -75,7 +72,7 @@ export function staleEntries(
     const finishes = was.protocol !== "udp" && (is !== undefined || kept.has(key));
     if (!isSame && !finishes) filters.push(...translated(was));
   }
-  filters.push(...difference.endpoint.removed.flatMap(({ addresses }) => entriesOf(addresses)));
+  filters.push(...removed.flatMap(({ addresses }) => entriesOf(addresses)));
   const sockets = [...wanted].flatMap(([key, { protocol, hostAddress, hostPort }]) =>
     protocol === "udp" && !old.has(key) ? { hostAddress, hostPort } : [],
   );
@@ -87,9 +84,11 @@ export function staleEntries(
  * connections are good ones.
  */
 export function stillStale(stale: StaleEntries, state: State): StaleEntries {
-  const bindings = [...holderBindings(state).values()];
+  const bindings = holderBindings(state);
   const targets = new Set(
-    bindings.map((it) => `${it.protocol} ${it.hostPort} ${it.targetAddress} ${it.targetPort}`),
+    [...bindings.values()].map(
+      (it) => `${it.protocol} ${it.hostPort} ${it.targetAddress} ${it.targetPort}`,
+    ),
   );
   const addresses = new Set(
     state.endpoint.values().flatMap((endpoint) => endpoint.addresses.map(withoutPrefix)),
@@ -100,11 +99,8 @@ export function stillStale(stale: StaleEntries, state: State): StaleEntries {
       : targets.has(
           `${it.protocol} ${it.originalDestinationPort} ${it.replySourceAddress} ${it.replySourcePort}`,
         );
-  const published = new Set(
-    bindings.flatMap((it) => (it.protocol === "udp" ? `${it.hostAddress} ${it.hostPort}` : [])),
-  );
   return {
     filters: stale.filters.filter((filter) => !isTrue(filter)),
-    sockets: stale.sockets.filter((it) => published.has(`${it.hostAddress} ${it.hostPort}`)),
+    sockets: stale.sockets.filter((it) => bindings.has(bindingKey("udp", it))),
   };
 }

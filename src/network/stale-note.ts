@@ -4,9 +4,10 @@
  */
 import type { ConntrackFilter, Datapath } from "../datapath/types.ts";
 import type { Store } from "../store/store.ts";
-import { familyOf } from "./addresses.ts";
+import { familyOf, wildcardOf } from "./addresses.ts";
 import { type StaleEntries, staleEntriesSchema, stillStale } from "./stale-entries.ts";
 import type { State } from "./state.ts";
+import { bindingKey } from "./wanted.ts";
 
 const noteKey = "stale-conntrack";
 const none: StaleEntries = { filters: [], sockets: [] };
@@ -42,15 +43,13 @@ async function untranslated(
   localAddresses: string[],
 ): Promise<ConntrackFilter[]> {
   if (published.length === 0) return [];
-  const sockets = new Set(
-    published.map(({ hostAddress, hostPort }) => `${hostAddress} ${hostPort}`),
-  );
+  const sockets = new Set(published.map((socket) => bindingKey("udp", socket)));
   const local = new Set(localAddresses);
-  const isServed = (address: string, port: number): boolean => {
-    const wildcard = familyOf(address) === "ipv4" ? "0.0.0.0" : "::";
+  const isServed = (hostAddress: string, hostPort: number): boolean => {
+    const wildcard = { hostAddress: wildcardOf(familyOf(hostAddress)), hostPort };
     return (
-      sockets.has(`${address} ${port}`) ||
-      (local.has(address) && sockets.has(`${wildcard} ${port}`))
+      sockets.has(bindingKey("udp", { hostAddress, hostPort })) ||
+      (local.has(hostAddress) && sockets.has(bindingKey("udp", wildcard)))
     );
   };
   const entries = await datapath.listConntrack();

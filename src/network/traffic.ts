@@ -8,7 +8,8 @@ import type {
   Tuple,
 } from "../datapath/types.ts";
 import type { Holder, HolderBindingState } from "../holder/types.ts";
-import { withoutPrefix } from "./addresses.ts";
+import { familyOf, wildcardOf, withoutPrefix } from "./addresses.ts";
+import { localAddresses } from "./host.ts";
 import type { Connection, Port, ServedBy } from "./model.ts";
 import type { EndpointRecord, PortRecord } from "./records.ts";
 import type { State } from "./state.ts";
@@ -43,8 +44,7 @@ class Index {
 
   /** The binding a client that dialled this address and port has reached. */
   dialled(protocol: string, address: string, port: number): [string, PortRecord] | null {
-    const wildcard = address.includes(":") ? "::" : "0.0.0.0";
-    for (const hostAddress of [address, wildcard]) {
+    for (const hostAddress of [address, wildcardOf(familyOf(address))]) {
       const key = bindingKey(protocol, { hostAddress, hostPort: port });
       const found = this.ports.get(key);
       if (found) return [key, found];
@@ -86,7 +86,7 @@ export class Traffic {
       loaded ? this.#datapath.portCounters() : [],
       this.#holder.list().catch(() => []),
     ]);
-    const local = new Set(links.flatMap(({ addresses }) => addresses.map(withoutPrefix)));
+    const local = new Set(localAddresses(links));
     return { entries, flows, connects, bindings, local };
   }
 

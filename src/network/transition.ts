@@ -8,9 +8,10 @@ import type { Datapath, Family } from "../datapath/types.ts";
 import type { Holder } from "../holder/types.ts";
 import { reasonOf } from "../reason.ts";
 import type { BridgeFiltering } from "./host.ts";
+import type { EndpointRecord } from "./records.ts";
 import { givenUp, reservationOf } from "./reservations.ts";
 import { type StaleEntries, staleEntries } from "./stale-entries.ts";
-import { compareStates, type State, type StateDifference } from "./state.ts";
+import type { State, StateDifference } from "./state.ts";
 import type { Steps } from "./steps.ts";
 import {
   bridgeSpec,
@@ -78,6 +79,39 @@ async function moveDefaultRoutes(
   }
 }
 
+async function reserve(
+  { holder }: TransitionTools,
+  steps: Steps,
+  before: State,
+  after: State,
+): Promise<void> {
+  const held = new Set((await holder.list()).map(({ key }) => key));
+  const { forward, back } = reservationOf(before, after, held);
+  if (forward.add.length + forward.retarget.length > 0)
+    await steps.run(
+      "reserve",
+      () => holder.update(forward),
+      () => holder.update(back),
+    );
+}
+
+async function makeEndpoints(
+  { datapath, bridgeFiltering }: TransitionTools,
+  steps: Steps,
+  after: State,
+  added: EndpointRecord[],
+): Promise<void> {
+  const filtering = bridgeFiltering();
+  for (const endpoint of added) {
+    const spec = endpointSpec(after, endpoint, filtering);
+    await steps.run(
+      "endpoint",
+      () => datapath.createEndpoint(spec),
+      () => datapath.deleteLink(spec.hostInterface),
+    );
+  }
+}
+
 /**
  * Makes what is new or changed.
  *
@@ -90,7 +124,7 @@ export async function advance(
   after: State,
   difference: StateDifference,
 ): Promise<void> {
-  const { datapath, holder } = tools;
+  const { datapath } = tools;
   const strictBefore = tools.strictForwarding();
   await steps.run(
     "host-settings",
@@ -98,16 +132,8 @@ export async function advance(
     (keys) => tools.takeBackHostSettings(keys),
   );
   const { port, endpoint } = difference;
-  if (port.added.length + port.changed.length + endpoint.changed.length > 0) {
-    const held = new Set((await holder.list()).map(({ key }) => key));
-    const { forward, back } = reservationOf(before, after, held);
-    if (forward.add.length + forward.retarget.length > 0)
-      await steps.run(
-        "reserve",
-        () => holder.update(forward),
-        () => holder.update(back),
-      );
-  }
+  if (port.added.length + port.changed.length + endpoint.changed.length > 0)
+    await reserve(tools, steps, before, after);
   for (const network of difference.network.added) {
     const spec = bridgeSpec(network);
     if (spec)
@@ -123,19 +149,11 @@ export async function advance(
     async () => {
       await datapath.applyFirewall(firewallSpec(before, strictBefore));
       // What was translated by the rules that are taken back.
-      await tools.deleteEntries(staleEntries(after, before, compareStates(after, before)));
+      await tools.deleteEntries(staleEntries(after, before, endpoint.added));
     },
   );
   await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
-  const filtering = tools.bridgeFiltering();
-  for (const added of endpoint.added) {
-    const spec = endpointSpec(after, added, filtering);
-    await steps.run(
-      "endpoint",
-      () => datapath.createEndpoint(spec),
-      () => datapath.deleteLink(spec.hostInterface),
-    );
-  }
+  if (endpoint.added.length > 0) await makeEndpoints(tools, steps, after, endpoint.added);
   await moveDefaultRoutes(tools, steps, before, after);
   await steps.run(
     "device",
@@ -148,7 +166,7 @@ export async function advance(
       () => datapath.setPorts(portEntries(after)),
       () => datapath.setPorts(portEntries(before)),
     );
-  tools.commit(difference, staleEntries(before, after, difference), after);
+  tools.commit(difference, staleEntries(before, after, endpoint.removed), after);
 }
 
 /** Removes what is gone; answers what could not be removed. */

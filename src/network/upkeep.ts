@@ -99,8 +99,7 @@ export class Upkeep {
       return outcome;
     } catch (error) {
       this.#core.options.log.error({ err: error }, "reconciling stopped half-way");
-      const reason = reasonOf(error);
-      return { repairs: [], failures: [`reconciling stopped half-way: ${reason}`] };
+      return { repairs: [], failures: [`reconciling stopped half-way: ${reasonOf(error)}`] };
     }
   }
 

@@ -4,9 +4,9 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { isDeno } from "../../src/runtime/runtime.ts";
 import { type RunningServer, serveUnix } from "../../src/runtime/serve.ts";
 import { createTestApp, type TestApp } from "../api/support.ts";
+import { runtimeCommand } from "../runtime-command.ts";
 
 const main = fileURLToPath(new URL("../../src/main.ts", import.meta.url));
 
@@ -23,9 +23,9 @@ interface Options {
 
 /** Runs `natbridge` by the runtime that runs the test. */
 export function natbridge(args: string[], { input = "", env = {} }: Options = {}): Promise<Result> {
-  const command = isDeno ? ["run", "-A", main, ...args] : [main, ...args];
+  const [program, ...flags] = runtimeCommand;
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, command, {
+    const child = spawn(program, [...flags, main, ...args], {
       env: { ...process.env, NO_COLOR: "1", ...env },
       stdio: ["pipe", "pipe", "pipe"],
     });

@@ -141,6 +141,7 @@ test("a rule that must see every packet keeps the fast path off, and status says
   for (let waited = 0; waited < 50 && (await off()).length === 0; waited++) await sleep(100);
   const found = await off();
   assert.match(found.map(({ rule }) => rule).join("\n"), /limit/);
+  // Until the devices have been told, too.
   await sleep(500);
   const fast = async (): Promise<number> =>
     (await topology.ok<{ cache: { fastPackets: number } }>("GET", "/v1/datapath")).cache

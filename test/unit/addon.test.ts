@@ -11,14 +11,14 @@ import { test } from "uvu";
 import { loadDatapath } from "../../src/datapath/addon.ts";
 import { DatapathError } from "../../src/datapath/error.ts";
 import type { BridgeSpec, Datapath, EndpointSpec, HostEvent } from "../../src/datapath/types.ts";
+import { runtimeCommand } from "../runtime-command.ts";
 
 const inside = "NATBRIDGE_TEST_INSIDE";
 const file = fileURLToPath(import.meta.url);
-const runtime = "Deno" in globalThis ? [process.execPath, "run", "-A"] : [process.execPath];
 
 /** Runs this file again, in a new network namespace unless `here`. */
 function again(role: string, here = false) {
-  const command = here ? [...runtime, file] : ["unshare", "--net", ...runtime, file];
+  const command = here ? [...runtimeCommand, file] : ["unshare", "--net", ...runtimeCommand, file];
   const [program = "", ...args] = command;
   const env = { ...process.env, [inside]: role };
   return spawnSync(program, args, { stdio: "inherit", env, timeout: 60_000 });

@@ -15,6 +15,7 @@ import { findPortOwner } from "../../src/holder/owner.ts";
 import { startHolder } from "../../src/holder/start.ts";
 import { type HolderBinding, HolderError } from "../../src/holder/types.ts";
 import { version } from "../../src/version.ts";
+import { runtimeCommand } from "../runtime-command.ts";
 
 interface Context {
   folder: string;
@@ -150,13 +151,10 @@ test("is adopted by the next daemon, with what it holds", async (context) => {
 
 test("survives SIGKILL to the process group of the daemon that started it", async (context) => {
   const script = fileURLToPath(new URL("./holder-daemon.ts", import.meta.url));
-  const flags = process.versions.deno === undefined ? [] : ["run", "-A"];
   const { socketPath, logPath } = context;
-  const daemon: ChildProcess = spawn(
-    "setsid",
-    [process.execPath, ...flags, script, socketPath, logPath],
-    { stdio: ["ignore", "pipe", "inherit"] },
-  );
+  const daemon: ChildProcess = spawn("setsid", [...runtimeCommand, script, socketPath, logPath], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   context.cleanups.push(() => daemon.kill("SIGKILL"));
   if (daemon.stdout === null || daemon.pid === undefined) throw new Error("no daemon");
   const [line] = await once(daemon.stdout, "data");

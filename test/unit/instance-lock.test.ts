@@ -8,9 +8,9 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { z } from "zod";
 import { lockInstance } from "../../src/runtime/instance-lock.ts";
+import { runtimeCommand } from "../runtime-command.ts";
 
 const test = suite<{ folder: string }>("instance lock");
-const flags = "Deno" in globalThis ? ["run", "--quiet", "-A"] : ["--no-warnings"];
 /** Of no namespace: the kernel counts its own from 0xf0000000, 32 bits wide. */
 const inode = 2 ** 33 + process.pid;
 const lockFile = `/run/natbridge-${inode}.lock`;
@@ -19,8 +19,9 @@ const counts = z.object({ held: z.int(), shared: z.int() });
 /** Another process that takes it whenever it can; answers how often it had it, and how often with others. */
 async function contend(folder: string, seconds: number) {
   const script = join(import.meta.dirname, "lock-contender.ts");
+  const [program, ...flags] = runtimeCommand;
   const args = [...flags, script, String(inode), folder, String(seconds)];
-  const { stdout } = await promisify(execFile)(process.execPath, args);
+  const { stdout } = await promisify(execFile)(program, args);
   return counts.parse(JSON.parse(stdout));
 }
 
