@@ -1,6 +1,7 @@
 #!/bin/sh
 # Sets up what is missing to run natbridge (`setup.sh run`) or to test it (`setup.sh test`), and does
-# nothing the second time. Plain sh: at this point there may be no package, no Deno, no new Node.
+# nothing the second time; `setup.sh packages` stops after the npm packages. Plain sh: at this point
+# there may be no package, no Deno, no new Node.
 set -eu
 
 purpose=${1:-run}
@@ -73,7 +74,9 @@ install_npm() {
 	wanted=$(sha256sum "$root/package.json" "$root/package-lock.json" | sha256sum)
 	if [ ! -d "$root/node_modules" ] || [ "$(cat "$stamps/npm" 2>/dev/null)" != "$wanted" ]; then
 		say 'installing npm packages, Deno among them'
-		(cd "$root" && npm install --no-audit --no-fund --loglevel=error --fetch-retries=2 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000) >"$stamps/npm.log" 2>&1 ||
+		# The lock stays as it is committed: each major of npm would write another one (before 11
+		# without libc, by default with the registry's addresses).
+		(cd "$root" && npm install --no-save --no-audit --no-fund --loglevel=error --fetch-retries=2 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000) >"$stamps/npm.log" 2>&1 ||
 			refuse "npm install failed: is there a network? Its output is in $stamps/npm.log:" "$(tail -n 5 "$stamps/npm.log")"
 		sha256sum "$root/package.json" "$root/package-lock.json" | sha256sum >"$stamps/npm"
 	fi
@@ -82,19 +85,19 @@ install_npm() {
 # What the binaries are built from, as one hash. Times are of no use: git sets them anew.
 sources_hash() {
 	(cd "$root" && find Cargo.toml Cargo.lock .cargo crates bpf -type f \
-		! -name '*.node' ! -name 'index.js' ! -name 'index.d.ts' ! -path '*/tests/*' -print0 |
+		! -name '*.node' ! -name natbridge-holder ! -name 'index.js' ! -name 'index.d.ts' ! -path '*/tests/*' -print0 |
 		sort -z | xargs -0 sha256sum | sha256sum)
 }
 
 build() {
 	wanted=$(sources_hash)
 	addon=$(find "$root/crates/natbridge-node" -maxdepth 1 -name '*.node' | head -n 1)
-	if [ -n "$addon" ] && [ -x "$root/target/release/natbridge-holder" ] &&
+	if [ -n "$addon" ] && [ -x "$root/crates/natbridge-node/natbridge-holder" ] &&
 		[ "$(cat "$stamps/build" 2>/dev/null)" = "$wanted" ]; then
 		return 0
 	fi
 	say 'building the eBPF programs, the addon and the holder (about two minutes the first time)'
-	(cd "$root" && cargo build --release --locked -p natbridge-proxy && npm run --silent build:addon) \
+	(cd "$root" && npm run --silent build:holder && npm run --silent build:addon) \
 		>"$stamps/build.log" 2>&1 ||
 		refuse "the build failed; its output is in $stamps/build.log:" "$(tail -n 15 "$stamps/build.log")"
 	printf '%s\n' "$wanted" >"$stamps/build"
@@ -122,6 +125,7 @@ mkdir -p "$stamps"
 check_machine
 install_packages
 install_npm
+[ "$purpose" != packages ] || exit 0
 build
 [ "$purpose" != run ] || offer_command
 if [ "$purpose" = run ]; then

@@ -1,6 +1,6 @@
 /** Finding the holder that runs, or starting one that outlives the daemon. */
 import { spawn } from "node:child_process";
-import { accessSync, closeSync, constants, openSync, readFileSync } from "node:fs";
+import { accessSync, closeSync, constants, openSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
@@ -28,6 +28,32 @@ export interface StartedHolder {
   how: "started" | "adopted" | "replaced";
 }
 
+/** From src/holder/ and from dist/src/holder/. */
+const roots = ["../..", "../../.."].map((up) => fileURLToPath(new URL(up, import.meta.url)));
+/** `npm run build:holder` puts it next to the addon, wherever cargo is told to build. */
+const releases = ["crates/natbridge-node", "target/release"];
+const lastResorts = ["target/debug"];
+
+/** When a program was built; null if there is none. */
+function builtAt(path: string): number | null {
+  try {
+    accessSync(path, constants.X_OK);
+    return statSync(path).mtimeMs;
+  } catch {
+    return null;
+  }
+}
+
+/** Of programs at these paths the one that was built last: by setting up, or by cargo after it. */
+export function newestProgram(paths: string[]): string | null {
+  let newest: { path: string; time: number } | null = null;
+  for (const path of paths) {
+    const time = builtAt(path);
+    if (time !== null && (newest === null || time > newest.time)) newest = { path, time };
+  }
+  return newest?.path ?? null;
+}
+
 /**
  * The path of the holder's program: `NATBRIDGE_HOLDER`, next to the addon, or in `target/`.
  *
@@ -35,22 +61,17 @@ export interface StartedHolder {
  */
 export function findHolderBinary(): string {
   const named = process.env.NATBRIDGE_HOLDER;
-  // From src/holder/ and from dist/src/holder/.
-  const roots = ["../..", "../../.."].map((up) => fileURLToPath(new URL(up, import.meta.url)));
-  const folders = ["crates/natbridge-node", "target/release", "target/debug"];
-  const usual = roots.flatMap((root) => folders.map((folder) => join(root, folder, programName)));
-  const candidates = named === undefined || named === "" ? usual : [named];
-  for (const candidate of candidates) {
-    try {
-      accessSync(candidate, constants.X_OK);
-      return candidate;
-    } catch {
-      // the next one, then
-    }
+  const below = (folders: string[]) =>
+    roots.flatMap((root) => folders.map((folder) => join(root, folder, programName)));
+  const ranks =
+    named === undefined || named === "" ? [releases, lastResorts].map(below) : [[named]];
+  for (const paths of ranks) {
+    const found = newestProgram(paths);
+    if (found !== null) return found;
   }
   throw new HolderError(
     "unavailable",
-    `${programName} is not built (looked for ${candidates.join(", ")}); run cargo build --release -p natbridge-proxy`,
+    `${programName} is not built (looked for ${ranks.flat().join(", ")}); run npm run build:holder`,
   );
 }
 

@@ -1,4 +1,5 @@
 /** One measurement: starts the server, applies the load, reads the figures. */
+import { execFileSync } from "node:child_process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { z } from "zod";
@@ -7,9 +8,17 @@ import { type Background, inside, start } from "./namespaces.ts";
 import { ports, type Topology } from "./topologies.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
-const cargoTarget = process.env.CARGO_TARGET_DIR ?? `${root}target`;
-/** Built by `cargo build --release -p natbridge-bench`. */
-export const loadProgram = `${cargoTarget}/release/natbridge-load`;
+let loadProgram: string | null = null;
+
+/** Builds the load generator; call it before anything is measured. */
+export function buildLoadProgram(): string {
+  const script = `${root}scripts/cargo-program.sh`;
+  loadProgram ??= execFileSync("sh", [script, "natbridge-bench", "natbridge-load"], {
+    encoding: "utf8",
+    stdio: ["ignore", "pipe", "inherit"],
+  }).trim();
+  return loadProgram;
+}
 
 /** Figures of one run by case; CPU time is counted while the load is on. */
 export type Figures = Partial<Record<CaseName, number>>;
@@ -81,11 +90,11 @@ export const tcp: Measure = (topology, seconds) =>
 /** 64-byte UDP payloads: packets per second that arrive, and CPU seconds per million of them. */
 export const udp: Measure = (topology, seconds) => {
   const listen = `${topology.webAddress}:${ports.udp}`;
-  const receiver = [loadProgram, "udp-receive", listen, `${seconds}`];
+  const receiver = [buildLoadProgram(), "udp-receive", listen, `${seconds}`];
   return withServer(topology, "udp", ports.udp, receiver, async (server) => {
     const before = busySeconds();
     const target = `${topology.target}:${ports.udp}`;
-    await inside(topology.client, loadProgram, ["udp-send", target, `${seconds + 1}`]);
+    await inside(topology.client, buildLoadProgram(), ["udp-send", target, `${seconds + 1}`]);
     const busy = (busySeconds() - before) * (seconds / (seconds + 1));
     const { received, perSecond } = udpSchema.parse(JSON.parse(server.output()));
     return { udp64: perSecond / 1e6, "cpu-per-mpkt": busy / (received / 1e6) };
@@ -99,10 +108,10 @@ async function streams(
   count: number,
 ): Promise<z.infer<typeof streamSchema>> {
   const listen = `${topology.webAddress}:${ports.tcp}`;
-  const server = [loadProgram, "serve", listen, `${seconds + 30}`];
+  const server = [buildLoadProgram(), "serve", listen, `${seconds + 30}`];
   const result = await withServer(topology, "tcp", ports.tcp, server, async () => {
     const target = `${topology.target}:${ports.tcp}`;
-    return inside(topology.client, loadProgram, [role, target, `${seconds}`, `${count}`]);
+    return inside(topology.client, buildLoadProgram(), [role, target, `${seconds}`, `${count}`]);
   });
   const figures = streamSchema.parse(JSON.parse(result));
   if (figures.done === 0) throw new Error(`no ${role} came through: ${result.trim()}`);

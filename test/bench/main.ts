@@ -2,14 +2,13 @@
  * `npm run bench`: natbridge's paths side by side with what they stand between. Each load gets fresh
  * namespaces; its variants take turns, so that a slow minute of the machine hits all of them.
  */
-import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { runtime } from "../../src/version.ts";
 import { type Load, loads } from "./cases.ts";
 import { chart } from "./chart.ts";
-import type { CaseName, Figures } from "./load.ts";
+import { buildLoadProgram, type CaseName, type Figures } from "./load.ts";
 import { cleanUp, removeLeftovers } from "./namespaces.ts";
 import { type Options, parseOptions, usage } from "./options.ts";
 import { Collected, kernel, machine, page, type Report, setting, table } from "./report.ts";
@@ -34,13 +33,6 @@ function cleanUpOnSignals(): void {
       cleanUp().finally(() => process.exit(130));
     });
   }
-}
-
-function buildLoadProgram(): void {
-  execFileSync("cargo", ["build", "--release", "--quiet", "-p", "natbridge-bench"], {
-    cwd: root,
-    stdio: "inherit",
-  });
 }
 
 function wantedVariants(load: Load, { variants }: Options, notes: string[]): Variant[] {
