@@ -3,7 +3,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Endpoint } from "../../src/network/model.ts";
 import { setUp } from "./scenarios.ts";
-import { addresses, sleep, Topology } from "./topology.ts";
+import { addresses, isAlive, sleep, Topology } from "./topology.ts";
 
 const test = suite("life cycle");
 let topology: Topology;
@@ -18,10 +18,10 @@ function hostState(): string {
       "ip -o addr show | awk '{print $2, $3, $4}' | sort",
       "ip route show table all | sort; ip -6 route show table all | grep -v '^ff' | sed 's/ pref.*//' | sort",
       "nft list ruleset",
-      "iptables-save | grep -v '^#' || true; ip6tables-save | grep -v '^#' || true",
+      "iptables-save | sed '/^#/d'; ip6tables-save | sed '/^#/d'",
       "sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.netfilter.nf_conntrack_tcp_be_liberal",
       "sysctl -n net.ipv6.conf.up0.accept_ra net.ipv6.conf.up1.accept_ra",
-      "bpftool net show 2>/dev/null | grep -E 'up[01]' || true",
+      "bpftool net show | sed -nE '/up[01]/p'",
     ].join("; "),
   );
 }
@@ -99,14 +99,13 @@ test("also what was removed while it was not running", async () => {
   await isServed();
 });
 
-const killHolder = () =>
-  topology.must("host", `pkill -9 -f '[n]atbridge-holder.*${topology.folder}'`);
+const killHolder = async () => process.kill(await topology.holderPid(), "SIGKILL");
 
 test("a holder killed with -9 is replaced at once, and what it held is reserved again", async () => {
   const listening = "ss -Hltn | awk '{print $4}' | sort";
   const before = topology.must("host", listening);
   assert.match(before, /:8080/);
-  killHolder();
+  await killHolder();
   const killed = performance.now();
   while (topology.must("host", listening) !== before && performance.now() - killed < 10_000)
     await sleep(50);
@@ -117,7 +116,7 @@ test("a holder killed with -9 is replaced at once, and what it held is reserved 
 });
 
 test("a change that meets a dead holder is made with the next one", async () => {
-  killHolder();
+  await killHolder();
   const port = { endpoint: "web", containerPort: 80, hostPort: 8099 };
   await topology.ok("POST", "/v1/ports", port);
   assert.match(topology.must("host", "ss -Hltn"), /:8099 /);
@@ -186,6 +185,8 @@ test("uninstalling leaves the host as it was found", async () => {
     topology.must("host", `for pin in ${pins}/links/*; do bpftool -j link show pinned $pin; done`),
   );
   assert.ok(links.length > 8, `${links.length} links are pinned`);
+  const holder = await topology.holderPid();
+  assert.ok(isAlive(holder));
   const result = topology.cli(
     `uninstall --state-dir ${topology.folder}/state --run-dir ${topology.folder}/run`,
   );
@@ -196,7 +197,7 @@ test("uninstalling leaves the host as it was found", async () => {
     links.filter((id) => left.has(id)),
     [],
   );
-  assert.is(topology.run("host", `pgrep -f '[n]atbridge-holder.*${topology.folder}'`).code, 1);
+  assert.not.ok(isAlive(holder), "the holder has ended");
   assert.is(hostState(), pristine);
 });
 

@@ -82,6 +82,33 @@ export async function fails(
   assert.not.ok(answer.ok, `${from} → ${protocol} ${host} port ${port} must not work`);
 }
 
+/**
+ * A client sends to 127.0.0.1 over the wire, to a host whose kernel would take it: with
+ * `route_localnet` it is no martian any more (net/ipv4/route.c, ip_route_input_slow).
+ */
+async function loopbackFromTheWire(topology: Topology, port: number): Promise<void> {
+  const arrived =
+    "table inet seen { chain c { type filter hook prerouting priority -500; ip daddr 127.0.0.1 counter; }; }";
+  topology.must("host", `nft '${arrived}'; sysctl -qw net.ipv4.conf.up0.route_localnet=1`);
+  topology.must(
+    "client",
+    `sysctl -qw net.ipv4.conf.eth0.route_localnet=1; ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.1/32 via ${addresses.host.ipv4}`,
+  );
+  try {
+    await fails(topology, "client", "tcp", "127.0.0.1", port);
+    assert.match(topology.must("host", "nft list table inet seen"), /packets [1-9]/, "it came");
+  } finally {
+    topology.must(
+      "client",
+      "ip route del 127.0.0.1/32; ip addr add 127.0.0.1/8 dev lo; sysctl -qw net.ipv4.conf.eth0.route_localnet=0",
+    );
+    topology.must(
+      "host",
+      "nft delete table inet seen; sysctl -qw net.ipv4.conf.up0.route_localnet=0",
+    );
+  }
+}
+
 /** One scenario per family and protocol. */
 function forAll(
   name: string,
@@ -141,11 +168,11 @@ export const scenarios: Scenario[] = [
     topology.must("client", `ip ${flag} route del ${subnet}`);
   }),
   ...forAll("gateway-answers-host-services", async (topology, family, protocol) => {
-    await topology.serve("host", 7500);
+    const stop = await topology.serve("host", 7500);
     try {
       await reaches(topology, "web", protocol, gateway[family], 7500);
     } finally {
-      topology.run("host", "pkill -f 'probe.ts serve 7500' || true");
+      await stop();
     }
   }),
   {
@@ -162,10 +189,7 @@ export const scenarios: Scenario[] = [
       await reaches(topology, "host", "tcp", "127.0.0.1", 8090);
       await fails(topology, "db", "tcp", gateway.ipv4, 8090);
       await fails(topology, "client", "tcp", addresses.host.ipv4, 8090);
-      topology.must(
-        "client",
-        `ip route replace 127.0.0.1/32 via ${addresses.host.ipv4} table 99 || true`,
-      );
+      await loopbackFromTheWire(topology, 8090);
       await topology.ok("DELETE", "/v1/ports/loopback-only");
     },
   },
@@ -283,13 +307,13 @@ export const scenarios: Scenario[] = [
   {
     name: "port-held-by-a-process-names-it",
     run: async (topology) => {
-      await topology.serve("host", 7600);
+      const stop = await topology.serve("host", 7600);
       const answer = await topology.api<{ code: string; detail: string }>("POST", "/v1/ports", {
         endpoint: "web",
         hostPort: 7600,
         containerPort: 80,
       });
-      topology.run("host", "pkill -f 'probe.ts serve 7600' || true");
+      await stop();
       assert.equal([answer.status, answer.body.code], [409, "port_in_use"]);
       assert.match(answer.body.detail, /deno/);
     },

@@ -9,10 +9,12 @@
  * `routeToContainers` they try to reach containers directly, as an attacker on the LAN would.
  */
 import { execFile, spawn, spawnSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { once } from "node:events";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { HolderClient } from "../../src/holder/client.ts";
 import { sendHttp } from "../../src/runtime/http-client.ts";
 import type { FlowAnswer } from "./flows.ts";
 import type { ProbeAnswer } from "./probe.ts";
@@ -225,6 +227,21 @@ export class Topology {
     }
   }
 
+  /** The holder's process, by its own word. */
+  async holderPid(): Promise<number> {
+    const holder = new HolderClient(join(this.folder, "run/holder.sock"));
+    try {
+      return (await holder.hello()).pid;
+    } finally {
+      holder.close();
+    }
+  }
+
+  /** Null while it does not run. */
+  get daemonPid(): number | null {
+    return this.#daemon;
+  }
+
   // --- the API
 
   async api<T = unknown>(method: string, path: string, body?: unknown): Promise<Answer<T>> {
@@ -260,8 +277,8 @@ export class Topology {
 
   // --- traffic
 
-  /** Starts an echo server for TCP and UDP, and waits until it listens. */
-  async serve(name: string, port: number): Promise<void> {
+  /** Starts an echo server for TCP and UDP, and waits until it listens; answers how to end it. */
+  async serve(name: string, port: number): Promise<() => Promise<void>> {
     const child = spawn(
       "nsenter",
       [
@@ -283,6 +300,10 @@ export class Topology {
     });
     child.stdout.destroy();
     child.unref();
+    return async () => {
+      const gone = once(child, "exit");
+      if (child.kill("SIGKILL")) await gone;
+    };
   }
 
   /** One checked exchange. */
@@ -350,6 +371,15 @@ export class Topology {
     );
     for (const name of this.#namespaces) removeNamespace(name);
     rmSync(this.folder, { recursive: true, force: true });
+  }
+}
+
+/** Whether a process runs; one that ended and that nobody has waited for does not. */
+export function isAlive(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`).length > 0;
+  } catch {
+    return false;
   }
 }
 
