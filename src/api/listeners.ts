@@ -7,9 +7,16 @@ import type { MetricsSource } from "../metrics/source.ts";
 import type { Service } from "../network/service.ts";
 import { reasonOf } from "../reason.ts";
 import type { HostPort, ListenOptions } from "../runtime/daemon-options.ts";
-import { type RunningServer, serveTcp, serveUnix } from "../runtime/serve.ts";
-import { groupId, openToGroup, removeStaleSocket } from "../runtime/socket-file.ts";
+import {
+  type Handler,
+  type RunningServer,
+  type Serving,
+  serveTcp,
+  serveUnix,
+} from "../runtime/serve.ts";
+import { groupId, removeStaleSocket } from "../runtime/socket-file.ts";
 import { type AppOptions, createApp, createMetricsApp } from "./app.ts";
+import { boundsOf, type ListenerName } from "./bounds.ts";
 import { isLoopback } from "./loopback.ts";
 import { readTokens } from "./tokens.ts";
 
@@ -34,6 +41,15 @@ async function serveFor(flag: string, at: HostPort, serve: () => Promise<Running
   }
 }
 
+function serving(
+  listener: ListenerName,
+  handler: Handler,
+  { log }: Pick<AppOptions, "log">,
+): Serving {
+  const warn = (message: string) => log.warn({ listener }, message);
+  return { handler, bounds: boundsOf(listener), warn };
+}
+
 async function listenUnix(
   service: Service,
   options: ListenOptions,
@@ -42,13 +58,8 @@ async function listenUnix(
   const { socketPath, socketGroup } = options;
   const gid = socketGroup === null ? null : groupId(socketGroup);
   await removeStaleSocket(socketPath);
-  const server = await serveUnix(
-    createApp(service, { ...app, access: null }).fetch,
-    socketPath,
-    0o600,
-  );
-  if (gid !== null) openToGroup(socketPath, gid);
-  return server;
+  const api = createApp(service, { ...app, access: null });
+  return serveUnix(serving("unix", api.fetch, app), socketPath, gid);
 }
 
 /** @throws Error naming the flag that is missing for this address. */
@@ -79,7 +90,9 @@ async function listenTcp(
           key: readFileSync(options.tls.keyFile, "utf8"),
         };
   const api = createApp(service, { ...app, access: { tokens, host: listen.host } });
-  return serveFor("--listen", listen, () => serveTcp(api.fetch, listen.host, listen.port, tls));
+  return serveFor("--listen", listen, () =>
+    serveTcp(serving("tcp", api.fetch, app), listen.host, listen.port, tls),
+  );
 }
 
 /**
@@ -96,6 +109,10 @@ export async function startListeners(
   const metrics = createMetrics(service);
   const app = { metrics, log, shutdown: ending.signal };
   const servers: RunningServer[] = [];
+  const keep = (name: ListenerName, server: RunningServer): void => {
+    servers.push(server);
+    metrics.watchListener(name, () => server.connections);
+  };
   const addresses: string[] = [];
   const close = async (): Promise<void> => {
     ending.abort();
@@ -111,11 +128,11 @@ export async function startListeners(
     return closing;
   };
   try {
-    servers.push(await listenUnix(service, options, app));
+    keep("unix", await listenUnix(service, options, app));
     addresses.push(`unix://${options.socketPath}`);
     if (options.listen !== null) {
       const server = await listenTcp(service, options.listen, options, app);
-      servers.push(server);
+      keep("tcp", server);
       const scheme = options.tls === null ? "http" : "https";
       addresses.push(`${scheme}://${urlHost(options.listen.host)}:${server.port}`);
     }
@@ -123,9 +140,9 @@ export async function startListeners(
       const { host, port } = options.metricsListen;
       const api = createMetricsApp(service, app);
       const server = await serveFor("--metrics-listen", options.metricsListen, () =>
-        serveTcp(api.fetch, host, port, null),
+        serveTcp(serving("metrics", api.fetch, app), host, port, null),
       );
-      servers.push(server);
+      keep("metrics", server);
       addresses.push(`http://${urlHost(host)}:${server.port}/metrics`);
     }
   } catch (error) {

@@ -3,6 +3,7 @@
  * follow Prometheus' conventions: base units, `_total` for counters, no address or port in a label.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import type { ConnectionCounts } from "../runtime/admission.ts";
 import { runtime, version } from "../version.ts";
 import type { EndpointSample, MetricsSnapshot, MetricsSource } from "./source.ts";
 
@@ -12,6 +13,8 @@ export interface Metrics {
   scrape(): Promise<string>;
   /** One answered API request. `route` is the pattern, never the path. */
   observeRequest(method: string, route: string, code: number, seconds: number): void;
+  /** Adds a listener's connections, read at each scrape. */
+  watchListener(listener: string, read: () => ConnectionCounts): void;
 }
 
 /** prom-client ends these gauges' names with `_total`, which `promtool check metrics` refuses. */
@@ -142,6 +145,16 @@ function define(sampled: Sampled): void {
     "Runs of an eBPF program, while kernel.bpf_stats_enabled is 1",
     ["program"],
   );
+  sampled.gauge(
+    "natbridge_http_connections",
+    "Connections that a listener of the daemon has open",
+    ["listener"],
+  );
+  sampled.counter(
+    "natbridge_http_connections_turned_away_total",
+    "Connections that a listener ended or refused: evicted for a new one, refused where none was idle, or too slow",
+    ["listener", "reason"],
+  );
   sampled.gauge("natbridge_forwarder_bindings", "Host ports the holder has reserved");
   sampled.gauge("natbridge_forwarder_sessions", "Sessions the forwarder carries now");
   sampled.counter("natbridge_forwarder_sessions_total", "Sessions the forwarder has carried");
@@ -213,6 +226,12 @@ function update(sampled: Sampled, snapshot: MetricsSnapshot): void {
   sampled.add("natbridge_forwarder_bytes_total", snapshot.forwarder.bytesTotal);
 }
 
+function updateListener(sampled: Sampled, listener: string, counts: ConnectionCounts): void {
+  sampled.add("natbridge_http_connections", counts.open, { listener });
+  for (const [reason, count] of Object.entries(counts.turned))
+    sampled.add("natbridge_http_connections_turned_away_total", count, { listener, reason });
+}
+
 /** Metrics with a registry of their own, so that two apps in one process do not collide. */
 export function createMetrics(source: MetricsSource): Metrics {
   const registry = new Registry();
@@ -233,8 +252,10 @@ export function createMetrics(source: MetricsSource): Metrics {
   });
   const sampled = new Sampled(registry);
   define(sampled);
+  const listeners = new Map<string, () => ConnectionCounts>();
   const scrape = async (): Promise<string> => {
     update(sampled, await source.metricsSnapshot());
+    for (const [listener, read] of listeners) updateListener(sampled, listener, read());
     return registry.metrics();
   };
   let running: Promise<string> | null = null;
@@ -249,5 +270,6 @@ export function createMetrics(source: MetricsSource): Metrics {
     },
     observeRequest: (method, route, code, seconds) =>
       requests.observe({ method, route, code: String(code) }, seconds),
+    watchListener: (listener, read) => void listeners.set(listener, read),
   };
 }

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { boundsOf } from "../../src/api/bounds.ts";
 import { type RunningServer, serveUnix } from "../../src/runtime/serve.ts";
 import { createTestApp, type TestApp } from "../api/support.ts";
 import { runtimeCommand } from "../runtime-command.ts";
@@ -59,7 +60,11 @@ export async function startDaemon(): Promise<Daemon> {
   const folder = mkdtempSync(join(tmpdir(), "natbridge-cli-"));
   const path = join(folder, "natbridge.sock");
   const api = await createTestApp();
-  const server: RunningServer = await serveUnix((request) => api.app.fetch(request), path, 0o600);
+  const server: RunningServer = await serveUnix(
+    { handler: (request) => api.app.fetch(request), bounds: boundsOf("unix"), warn: console.error },
+    path,
+    null,
+  );
   const host = `unix://${path}`;
   return {
     api,
