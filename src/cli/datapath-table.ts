@@ -12,6 +12,24 @@ export function offLines({ off }: DatapathStatus): string[] {
   );
 }
 
+/** What the holder carries in userspace, and whom it had no place for. */
+export function forwarderLines({ forwarder }: DatapathStatus): string[] {
+  if (forwarder === null) return ["the holder does not answer"];
+  const { bindings, sessions, limits } = forwarder;
+  const carried = `${sessions} connections and sessions on ${bindings} reserved ports`;
+  if (limits === null) return [carried];
+  const kinds = Object.entries({ connections: limits.connections, sessions: limits.sessions });
+  return [
+    `${carried}; room for ${kinds.map(([kind, { capacity }]) => `${capacity} ${kind}`).join(", ")}`,
+    ...kinds
+      .filter(([, { evicted, refused }]) => evicted + refused > 0)
+      .map(
+        ([kind, { evicted, refused }]) =>
+          `was full: ${evicted} ${kind} ended for others, ${refused} refused`,
+      ),
+  ];
+}
+
 function section(heading: string, lines: string[]): void {
   if (lines.length === 0) return;
   printLine(heading);
@@ -30,6 +48,7 @@ export function printDatapath(status: DatapathStatus): void {
     `Since load  ${cache.learned} learned, ${cache.expired} expired, ${cache.invalidated} invalidated`,
   );
   section("Missing in this kernel", kernel.missing.map(printable));
+  section("Forwarder", forwarderLines(status));
   section("Off where", offLines(status));
   section(
     "Uplinks",

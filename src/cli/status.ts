@@ -12,7 +12,7 @@ import {
 } from "../network/model.ts";
 import type { Client } from "./client.ts";
 import { clientOf, wantsJson } from "./command.ts";
-import { offLines } from "./datapath-table.ts";
+import { forwarderLines, offLines } from "./datapath-table.ts";
 import { printable, printJson, printLine } from "./output.ts";
 
 async function read(client: Client) {
@@ -89,6 +89,7 @@ function print(state: State): void {
     `${state.networks.length} networks, ${state.sandboxes.length} sandboxes, ${state.endpoints.length} endpoints, ${state.ports.length} published ports`,
     `${connections.length} connections, ${fast} on the fast path`,
   ]);
+  printSection("Forwarder", forwarderLines(datapath));
   printSection("Warnings", shorten(warnings(state)));
 }
 

@@ -10,6 +10,7 @@ import {
   HolderError,
   type HolderErrorKind,
   type HolderHello,
+  type HolderListing,
   type HolderReservation,
   type HolderUpdate,
 } from "./types.ts";
@@ -34,7 +35,21 @@ const bindingStateSchema = z.object({
   lastError: z.string().nullable(),
 });
 const helloSchema = z.object({ protocol: z.int(), version: z.string(), pid: z.int() });
-const listingSchema = z.object({ bindings: z.array(bindingStateSchema) });
+const placesSchema = z.object({
+  open: z.int(),
+  capacity: z.int(),
+  evicted: z.int(),
+  refused: z.int(),
+});
+const limitsSchema = z.object({
+  files: z.int(),
+  connections: placesSchema,
+  sessions: placesSchema,
+});
+const listingSchema = z.object({
+  bindings: z.array(bindingStateSchema),
+  limits: limitsSchema.nullable().default(null),
+});
 const reservedSchema = z.object({ hostPort: z.int() });
 const emptySchema = z.object({});
 const answerSchema = z.object({
@@ -176,7 +191,11 @@ export class HolderClient implements Holder {
   }
 
   async list(): Promise<HolderBindingState[]> {
-    return (await this.#call("list", {}, listingSchema)).bindings;
+    return (await this.inspect()).bindings;
+  }
+
+  inspect(): Promise<HolderListing> {
+    return this.#call("list", {}, listingSchema);
   }
 
   async update(update: HolderUpdate): Promise<void> {

@@ -5,6 +5,7 @@ import {
   type HolderBinding,
   type HolderBindingState,
   HolderError,
+  type HolderListing,
   type HolderUpdate,
 } from "./types.ts";
 
@@ -22,6 +23,12 @@ export class FakeHolder implements Holder {
   async list(): Promise<HolderBindingState[]> {
     this.#requireLife();
     return [...this.bindings.values()].map((binding) => ({ ...binding }));
+  }
+
+  async inspect(): Promise<HolderListing> {
+    const places = { open: 0, capacity: 1000, evicted: 0, refused: 0 };
+    const limits = { files: 4096, connections: places, sessions: places };
+    return { bindings: await this.list(), limits };
   }
 
   async update({ add, remove, retarget }: HolderUpdate): Promise<void> {

@@ -30,6 +30,33 @@ export interface HolderBindingState extends HolderBinding {
   lastError: string | null;
 }
 
+/** Places of the holder for connections, or for UDP sessions. */
+export interface HolderPlaces {
+  /** Taken now. */
+  open: number;
+  capacity: number;
+  /** Idle ones, or those of a client or port over its share, that went for others. */
+  evicted: number;
+  /** Newcomers that found no place. */
+  refused: number;
+}
+
+/** What the holder may have open, and has. */
+export interface HolderLimits {
+  /** Descriptors. */
+  files: number;
+  /** TCP and SCTP. */
+  connections: HolderPlaces;
+  /** UDP. */
+  sessions: HolderPlaces;
+}
+
+export interface HolderListing {
+  bindings: HolderBindingState[];
+  /** Null of a holder that does not tell, which an earlier daemon has left. */
+  limits: HolderLimits | null;
+}
+
 /** Done whole or not at all. A binding that is retargeted keeps its open connections. */
 export interface HolderUpdate {
   add: HolderBinding[];
@@ -88,6 +115,8 @@ export class HolderError extends Error {
 export interface Holder {
   /** @throws HolderError */
   list(): Promise<HolderBindingState[]>;
+  /** The same, and what limits it. @throws HolderError */
+  inspect(): Promise<HolderListing>;
   /** @throws HolderError; nothing has changed then. */
   update(update: HolderUpdate): Promise<void>;
   /** Calls `listener` whenever the holder ends the connection, which it does by dying alone. */

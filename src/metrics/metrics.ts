@@ -162,6 +162,22 @@ function define(sampled: Sampled): void {
     "natbridge_forwarder_bytes_total",
     "Bytes the forwarder has carried, both directions",
   );
+  sampled.gauge(
+    "natbridge_forwarder_places",
+    "Connections and UDP sessions the holder has room for",
+    ["kind"],
+  );
+  sampled.gauge("natbridge_forwarder_places_taken", "Of them: taken", ["kind"]);
+  sampled.counter(
+    "natbridge_forwarder_evicted_total",
+    "Connections and UDP sessions that the full holder ended for others",
+    ["kind"],
+  );
+  sampled.counter(
+    "natbridge_forwarder_refused_total",
+    "Connections and UDP sessions that found the holder full",
+    ["kind"],
+  );
 }
 
 function updateEndpoint(sampled: Sampled, sample: EndpointSample): void {
@@ -219,11 +235,24 @@ function update(sampled: Sampled, snapshot: MetricsSnapshot): void {
   sampled.add("natbridge_reconcile_failures_total", snapshot.reconcile.failures);
   sampled.add("natbridge_reconcile_repairs_total", snapshot.reconcile.repairs);
   updateFastPath(sampled, snapshot.fastPath);
-  if (snapshot.forwarder === null) return;
-  sampled.add("natbridge_forwarder_bindings", snapshot.forwarder.bindings);
-  sampled.add("natbridge_forwarder_sessions", snapshot.forwarder.sessions);
-  sampled.add("natbridge_forwarder_sessions_total", snapshot.forwarder.sessionsTotal);
-  sampled.add("natbridge_forwarder_bytes_total", snapshot.forwarder.bytesTotal);
+  if (snapshot.forwarder !== null) updateForwarder(sampled, snapshot.forwarder);
+}
+
+type Forwarder = NonNullable<MetricsSnapshot["forwarder"]>;
+
+function updateForwarder(sampled: Sampled, forwarder: Forwarder): void {
+  sampled.add("natbridge_forwarder_bindings", forwarder.bindings);
+  sampled.add("natbridge_forwarder_sessions", forwarder.sessions);
+  sampled.add("natbridge_forwarder_sessions_total", forwarder.sessionsTotal);
+  sampled.add("natbridge_forwarder_bytes_total", forwarder.bytesTotal);
+  if (forwarder.limits === null) return;
+  const { connections, sessions } = forwarder.limits;
+  for (const [kind, places] of Object.entries({ connections, sessions })) {
+    sampled.add("natbridge_forwarder_places", places.capacity, { kind });
+    sampled.add("natbridge_forwarder_places_taken", places.open, { kind });
+    sampled.add("natbridge_forwarder_evicted_total", places.evicted, { kind });
+    sampled.add("natbridge_forwarder_refused_total", places.refused, { kind });
+  }
 }
 
 function updateListener(sampled: Sampled, listener: string, counts: ConnectionCounts): void {

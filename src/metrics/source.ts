@@ -1,4 +1,5 @@
 /** What `/metrics` reads from the core at scrape time. The core implements it. */
+import type { HolderLimits } from "../holder/types.ts";
 import type { ServedBy } from "../network/model.ts";
 
 /** Counters of one endpoint, seen from its sandbox: `receive` is what the sandbox received. */
@@ -59,6 +60,8 @@ export interface MetricsSnapshot {
     /** Sessions since the holder started. */
     sessionsTotal: number;
     bytesTotal: number;
+    /** Null of a holder that does not tell. */
+    limits: HolderLimits | null;
   } | null;
 }
 

@@ -1,6 +1,14 @@
 /** What `GET /v1/datapath` and `natbridge status` say of the fast path. */
 import { z } from "zod";
 
+/** The holder's places for connections or UDP sessions, and who had to go or stay out for want of them. */
+const places = z.object({
+  open: z.int(),
+  capacity: z.int(),
+  evicted: z.number(),
+  refused: z.number(),
+});
+
 export const datapathStatusSchema = z.object({
   /** `fast`: learned flows in use; `kernel`: kernel path only. */
   mode: z.enum(["fast", "kernel"]),
@@ -50,6 +58,16 @@ export const datapathStatusSchema = z.object({
   /** Host-wide settings natbridge changed, and what they were. */
   sysctls: z.array(z.object({ key: z.string(), value: z.string(), before: z.string() })),
   forwardAccepts: z.array(z.string()),
+  /** What the holder forwards in userspace; null while it does not answer. */
+  forwarder: z
+    .object({
+      bindings: z.int(),
+      sessions: z.int(),
+      sessionsTotal: z.number(),
+      bytesTotal: z.number(),
+      limits: z.object({ files: z.int(), connections: places, sessions: places }).nullable(),
+    })
+    .nullable(),
   warnings: z.array(z.string()),
 });
 

@@ -103,6 +103,7 @@ export async function readDatapathStatus(core: Core): Promise<DatapathStatus> {
     connectHook: counts?.fastPath.connectHook ?? [],
     sysctls: core.settings.list(),
     forwardAccepts: core.forwardAccepts,
+    forwarder: await forwarderOf(core),
     warnings: warningsOf(core),
   };
 }
@@ -179,13 +180,15 @@ async function connectionCounts(core: Core): Promise<MetricsSnapshot["connection
 }
 
 async function forwarderOf(core: Core): Promise<MetricsSnapshot["forwarder"]> {
-  const bindings = await core.options.holder.list().catch(() => null);
-  if (bindings === null) return null;
+  const listing = await core.options.holder.inspect().catch(() => null);
+  if (listing === null) return null;
+  const { bindings, limits } = listing;
   return {
     bindings: bindings.length,
     sessions: sum(bindings, ({ active }) => active),
     sessionsTotal: sum(bindings, ({ connections }) => connections),
     bytesTotal: sum(bindings, ({ bytes }) => bytes),
+    limits,
   };
 }
 

@@ -35,6 +35,18 @@ test("endpoints are counted from the sandbox's side", async ({ api }) => {
   assert.is(series(text, "natbridge_build_info").length, 1);
 });
 
+test("what the holder has places for is told, and who found none", async ({ api }) => {
+  const { text } = await api.request("GET", "/metrics");
+  for (const line of [
+    'natbridge_forwarder_places{kind="connections"} 512',
+    'natbridge_forwarder_places_taken{kind="connections"} 1',
+    'natbridge_forwarder_evicted_total{kind="connections"} 3',
+    'natbridge_forwarder_refused_total{kind="connections"} 4',
+    'natbridge_forwarder_places{kind="sessions"} 1024',
+  ])
+    assert.ok(text.includes(`${line}\n`), line);
+});
+
 test("a second scrape counts nothing twice", async ({ api }) => {
   await api.request("GET", "/metrics");
   const { text } = await api.request("GET", "/metrics");

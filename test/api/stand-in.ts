@@ -88,6 +88,7 @@ export const status: DatapathStatus = {
   connectHook: [],
   sysctls: [{ key: "net.ipv4.ip_forward", value: "1", before: "0" }],
   forwardAccepts: [],
+  forwarder: null,
   warnings: ["a warning"],
 };
 
@@ -450,7 +451,17 @@ export class StandIn implements Service, MetricsSource {
         connectHook: [{ reason: "served", calls: 1 }],
         programs: [{ name: "ingress", runTimeSeconds: 1.5, runCount: 10 }],
       },
-      forwarder: { bindings: 2, sessions: 1, sessionsTotal: 5, bytesTotal: 1000 },
+      forwarder: {
+        bindings: 2,
+        sessions: 1,
+        sessionsTotal: 5,
+        bytesTotal: 1000,
+        limits: {
+          files: 4096,
+          connections: { open: 1, capacity: 512, evicted: 3, refused: 4 },
+          sessions: { open: 0, capacity: 1024, evicted: 0, refused: 0 },
+        },
+      },
     };
   }
 }

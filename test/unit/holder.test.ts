@@ -223,6 +223,27 @@ test("picks a free port for both families", async (context) => {
   holder.close();
 });
 
+test("tells what it has places for; a holder that does not know of them is listed too", async (context) => {
+  const { holder } = await startHolder(context);
+  const { limits } = await holder.inspect();
+  holder.close();
+  assert.ok(limits !== null && limits.files >= 64);
+  for (const places of [limits.connections, limits.sessions]) {
+    assert.ok(places.capacity > 0);
+    assert.equal({ ...places, capacity: 0 }, { open: 0, capacity: 0, evicted: 0, refused: 0 });
+  }
+  const older = createServer((socket) => {
+    socket.on("data", () => socket.write('{"id":1,"result":{"bindings":[]}}\n'));
+  });
+  context.cleanups.push(() => older.close());
+  const path = join(context.folder, "older.sock");
+  older.listen(path);
+  await once(older, "listening");
+  const client = new HolderClient(path);
+  assert.equal(await client.inspect(), { bindings: [], limits: null });
+  client.close();
+});
+
 test("connects again after the holder went away, and says so meanwhile", async (context) => {
   const first = await startHolder(context);
   process.kill(first.pid, "SIGKILL");

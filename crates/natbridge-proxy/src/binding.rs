@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use crate::forward::{stream, udp};
 use crate::limits::Limits;
+use crate::pool::Port;
 use crate::protocol::{BindingSpec, BindingState, Transport};
 
 /// A socket that can be taken away from its forwarder at once.
@@ -27,6 +28,8 @@ enum Reserved {
 
 /// What a binding's connections and sessions share with it.
 pub struct Shared {
+    /// Whom places are counted for.
+    pub port: Port,
     pub protocol: Transport,
     pub target: Cell<SocketAddr>,
     pub from: RefCell<Vec<IpNet>>,
@@ -109,6 +112,7 @@ impl Binding {
     /// The event loop does not take the socket.
     pub fn start(spec: BindingSpec, socket: OwnedFd, limits: &Rc<Limits>) -> io::Result<Self> {
         let shared = Rc::new(Shared {
+            port: next_port(),
             protocol: spec.protocol,
             target: Cell::new(spec.target()),
             from: RefCell::new(spec.from.clone()),
@@ -211,6 +215,12 @@ impl Drop for Binding {
     }
 }
 
+/// A number that no other binding has or had.
+fn next_port() -> Port {
+    thread_local!(static NEXT: Cell<Port> = const { Cell::new(0) });
+    NEXT.with(|next| next.replace(next.get() + 1))
+}
+
 fn forward(
     socket: OwnedFd,
     shared: &Rc<Shared>,
@@ -235,10 +245,11 @@ mod tests {
     #[test]
     fn lets_in_the_subnets_of_from_and_the_host_itself() {
         let shared = Shared {
+            port: 0,
             protocol: Transport::Tcp,
             target: Cell::new(SocketAddr::from(([127, 0, 0, 1], 1))),
             from: RefCell::new(vec!["198.51.100.0/24".parse().expect("a subnet")]),
-            limits: Rc::new(Limits::new(1, 1)),
+            limits: Rc::new(Limits::new(64)),
             counters: Counters::default(),
         };
         for (client, local, allowed) in [

@@ -167,7 +167,10 @@ impl Connection {
                 let hello = Hello { protocol: PROTOCOL, version: VERSION.to_owned(), pid };
                 self.answer(id, Ok(hello)).await
             }
-            Method::List => self.answer(id, Ok(Listing { bindings: registry.list() })).await,
+            Method::List => {
+                let listing = Listing { bindings: registry.list(), limits: registry.limits() };
+                self.answer(id, Ok(listing)).await
+            }
             Method::Update(update) => {
                 self.answer(id, registry.update(update).map(|()| Empty {})).await
             }

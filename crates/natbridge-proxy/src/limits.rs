@@ -1,59 +1,94 @@
-//! Bounds that keep clients from exhausting the holder.
+//! How much the holder may have open, and how it is shared out.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Wanted limit of open files; fs.nr_open, its ceiling, is this by default.
-const WANTED_FILES: u64 = 1 << 20;
-/// Files left for reserved sockets and control connections, where the limit is low.
-const OTHER_FILES: u64 = 4096;
+use crate::pool::Pool;
+use crate::protocol::LimitsState;
+
+/// Where fs.nr_open, the ceiling of all limits, cannot be read.
+const USUAL_CEILING: u64 = 1 << 20;
+/// Files left for control connections, what is being closed, and the event loop.
+const MARGIN: u64 = 512;
 /// A connection holds two files: to the client and to the target.
 const FILES_PER_CONNECTION: u64 = 2;
-const MAX_CONNECTIONS: u64 = 32_768;
-const MAX_SESSIONS: u64 = 32_768;
+const MAX_CONNECTIONS: u64 = 65_536;
+const MAX_SESSIONS: u64 = 65_536;
 
-/// A taken place; given back on drop.
-pub type Place = OwnedSemaphorePermit;
-
-/// How many connections and sessions may be open in the whole holder.
-#[derive(Debug)]
+/// Descriptors, and the places for connections and UDP sessions made of them.
 pub struct Limits {
-    connections: Arc<Semaphore>,
-    sessions: Arc<Semaphore>,
+    files: u64,
+    pub connections: Rc<Pool>,
+    pub sessions: Rc<Pool>,
 }
 
 impl Limits {
-    /// Raises the limit of open files as far as allowed, and shares it out.
-    pub fn raise() -> Self {
+    /// Raises the limit of open files as far as the host allows, or takes `wanted`.
+    pub fn raise(wanted: Option<u64>) -> Self {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-        // Privileged: also the hard limit, up to fs.nr_open.
-        let files = [WANTED_FILES.max(hard), hard]
+        let ceiling = std::fs::read_to_string("/proc/sys/fs/nr_open")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(USUAL_CEILING);
+        // Privileged: beyond the hard limit, too.
+        let files = [wanted.unwrap_or(ceiling), hard]
             .into_iter()
             .find(|&files| setrlimit(Resource::RLIMIT_NOFILE, files, files).is_ok())
             .unwrap_or(1024);
-        let spare = files.saturating_sub(OTHER_FILES).max(files / 2);
-        Self::new(
-            (spare / 2 / FILES_PER_CONNECTION).min(MAX_CONNECTIONS),
-            (spare / 2).min(MAX_SESSIONS),
-        )
+        Self::new(files)
     }
 
-    /// These bounds.
-    pub fn new(connections: u64, sessions: u64) -> Self {
-        let semaphore =
-            |places| Arc::new(Semaphore::new(usize::try_from(places).unwrap_or(usize::MAX >> 3)));
-        Self { connections: semaphore(connections), sessions: semaphore(sessions) }
+    /// For so many files.
+    pub fn new(files: u64) -> Self {
+        let limits =
+            Self { files, connections: Rc::new(Pool::new(0)), sessions: Rc::new(Pool::new(0)) };
+        limits.set_reserved(0);
+        limits
     }
 
-    /// A place for one more connection, as soon as there is one.
-    pub async fn connection(&self) -> Option<Place> {
-        Arc::clone(&self.connections).acquire_owned().await.ok()
+    /// So many reserved sockets take files away from connections and sessions. Half of all are theirs
+    /// in any case, so that ports can be published however many connections there are.
+    pub fn set_reserved(&self, sockets: usize) {
+        let left = self.files.saturating_sub(MARGIN.min(self.files / 4) + sockets as u64);
+        let spare = left.min(self.files / 2);
+        let places =
+            |files: u64, most: u64| usize::try_from(files.min(most)).unwrap_or(usize::MAX).max(1);
+        self.connections.resize(places(spare / 2 / FILES_PER_CONNECTION, MAX_CONNECTIONS));
+        self.sessions.resize(places(spare / 2, MAX_SESSIONS));
     }
 
-    /// A place for one more UDP session; `None` if the holder is full.
-    pub fn session(&self) -> Option<Place> {
-        Arc::clone(&self.sessions).try_acquire_owned().ok()
+    /// Descriptors have run out.
+    pub fn relieve(&self) {
+        self.connections.relieve();
+        self.sessions.relieve();
+    }
+
+    /// What `list` tells.
+    pub fn state(&self) -> LimitsState {
+        LimitsState {
+            files: self.files,
+            connections: self.connections.state(),
+            sessions: self.sessions.state(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_files_are_for_reserved_sockets() {
+        let limits = Limits::new(16_384);
+        assert_eq!(limits.connections.state().capacity, 2048);
+        assert_eq!(limits.sessions.state().capacity, 4096);
+        limits.set_reserved(7000);
+        assert_eq!(limits.connections.state().capacity, 2048, "they fit in their half");
+        limits.set_reserved(12_000);
+        assert_eq!(limits.connections.state().capacity, 968);
+        limits.set_reserved(20_000);
+        assert_eq!(limits.connections.state().capacity, 1);
+        assert_eq!(Limits::new(1 << 20).connections.state().capacity, 65_536);
     }
 }

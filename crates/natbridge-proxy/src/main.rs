@@ -18,6 +18,7 @@ mod forward;
 mod handover;
 mod limits;
 mod options;
+mod pool;
 mod protocol;
 mod registry;
 mod reserve;
@@ -65,7 +66,7 @@ fn run(options: &options::Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting the event loop")?;
-    let limits = Limits::raise();
+    let limits = Limits::raise(options.files);
     let local = LocalSet::new();
     local.block_on(&runtime, async {
         let registry = Rc::new(Registry::new(Rc::new(limits)));

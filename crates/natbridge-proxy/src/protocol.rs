@@ -7,7 +7,7 @@
 //! | method | fields | result |
 //! |---|---|---|
 //! | `hello` | | `{protocol, version, pid}` |
-//! | `list` | | `{bindings: […]}` with counters |
+//! | `list` | | `{bindings: […], limits}` with counters |
 //! | `update` | `add`, `remove` (keys), `retarget`: all or nothing | `{}` |
 //! | `reserve` | `bindings` without `hostPort`, `firstPort`, `lastPort`, `startPort`? | `{hostPort}` |
 //! | `shutdown` | | `{}`; every port is given up and the process ends |
@@ -181,9 +181,33 @@ pub struct Hello {
 }
 
 /// Answer to `list`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Listing {
     pub bindings: Vec<BindingState>,
+    pub limits: LimitsState,
+}
+
+/// Places of one kind.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PoolState {
+    /// Taken now.
+    pub open: u64,
+    pub capacity: u64,
+    /// Holders that had to go for others.
+    pub evicted: u64,
+    /// Newcomers that found no place.
+    pub refused: u64,
+}
+
+/// What the holder may have open, and has.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LimitsState {
+    /// Descriptors.
+    pub files: u64,
+    /// TCP and SCTP.
+    pub connections: PoolState,
+    /// UDP.
+    pub sessions: PoolState,
 }
 
 /// Answer to `reserve`.

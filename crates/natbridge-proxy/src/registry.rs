@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::binding::Binding;
 use crate::error::{Refusal, RefusalKind};
 use crate::limits::Limits;
-use crate::protocol::{BindingSpec, BindingState, Reservation, Update};
+use crate::protocol::{BindingSpec, BindingState, LimitsState, Reservation, Update};
 use crate::reserve::reserve;
 
 /// The bindings of this holder, by key.
@@ -21,6 +21,11 @@ pub struct Registry {
 impl Registry {
     pub fn new(limits: Rc<Limits>) -> Self {
         Self { bindings: RefCell::default(), limits }
+    }
+
+    /// What may be open, and is.
+    pub fn limits(&self) -> LimitsState {
+        self.limits.state()
     }
 
     /// Every binding with its counters.
@@ -52,6 +57,7 @@ impl Registry {
         for binding in added {
             bindings.insert(binding.spec().key.clone(), binding);
         }
+        self.limits.set_reserved(bindings.len());
         Ok(())
     }
 
@@ -91,7 +97,9 @@ impl Registry {
     pub fn adopt(&self, state: &BindingState, socket: OwnedFd) -> std::io::Result<()> {
         let binding = Binding::start(state.spec.clone(), socket, &self.limits)?;
         binding.continue_counting(state);
-        self.bindings.borrow_mut().insert(state.spec.key.clone(), binding);
+        let mut bindings = self.bindings.borrow_mut();
+        bindings.insert(state.spec.key.clone(), binding);
+        self.limits.set_reserved(bindings.len());
         Ok(())
     }
 

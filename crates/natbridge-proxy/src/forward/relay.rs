@@ -9,17 +9,31 @@ use tokio::task::yield_now;
 
 use super::with_buffer;
 use crate::binding::Counters;
+use crate::pool::Place;
 
 /// Chunks of one direction before the others get their turn.
 const TURN: u32 = 16;
+
+/// Where what is carried is told.
+pub struct Meter<'a> {
+    pub counters: &'a Counters,
+    pub place: &'a Place,
+}
+
+impl Meter<'_> {
+    fn carried(&self, bytes: usize) {
+        self.counters.carried(bytes);
+        self.place.touch();
+    }
+}
 
 /// Copies both ways until both ends have closed. An end of one direction is passed on as a
 /// half-close while the other goes on.
 ///
 /// # Errors
 /// Either socket failed; the caller resets both.
-pub async fn relay(client: &TcpStream, target: &TcpStream, counters: &Counters) -> io::Result<()> {
-    tokio::try_join!(pump(client, target, counters), pump(target, client, counters))?;
+pub async fn relay(client: &TcpStream, target: &TcpStream, meter: &Meter<'_>) -> io::Result<()> {
+    tokio::try_join!(pump(client, target, meter), pump(target, client, meter))?;
     Ok(())
 }
 
@@ -30,14 +44,14 @@ enum Step {
     Blocked(Vec<u8>),
 }
 
-async fn pump(from: &TcpStream, to: &TcpStream, counters: &Counters) -> io::Result<()> {
+async fn pump(from: &TcpStream, to: &TcpStream, meter: &Meter<'_>) -> io::Result<()> {
     let mut turn = 0;
     loop {
         from.readable().await?;
-        match step(from, to, counters) {
+        match step(from, to, meter) {
             Ok(Step::End) => return end(to),
             Ok(Step::Copied) => {}
-            Ok(Step::Blocked(rest)) => drain(to, &rest, counters).await?,
+            Ok(Step::Blocked(rest)) => drain(to, &rest, meter).await?,
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => continue,
             Err(cause) => return Err(cause),
         }
@@ -56,7 +70,7 @@ fn end(to: &TcpStream) -> io::Result<()> {
     }
 }
 
-fn step(from: &TcpStream, to: &TcpStream, counters: &Counters) -> io::Result<Step> {
+fn step(from: &TcpStream, to: &TcpStream, meter: &Meter<'_>) -> io::Result<Step> {
     with_buffer(|buffer| {
         let length = from.try_read(buffer)?;
         if length == 0 {
@@ -68,20 +82,20 @@ fn step(from: &TcpStream, to: &TcpStream, counters: &Counters) -> io::Result<Ste
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => 0,
             Err(cause) => return Err(cause),
         };
-        counters.carried(sent);
+        meter.carried(sent);
         let rest = &buffer[sent..length];
         Ok(if rest.is_empty() { Step::Copied } else { Step::Blocked(rest.to_vec()) })
     })
 }
 
 /// Writes what is left before anything more is read: that is the backpressure.
-async fn drain(to: &TcpStream, rest: &[u8], counters: &Counters) -> io::Result<()> {
+async fn drain(to: &TcpStream, rest: &[u8], meter: &Meter<'_>) -> io::Result<()> {
     let mut rest = rest;
     while !rest.is_empty() {
         to.writable().await?;
         match to.try_write(rest) {
             Ok(sent) => {
-                counters.carried(sent);
+                meter.carried(sent);
                 rest = &rest[sent..];
             }
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}

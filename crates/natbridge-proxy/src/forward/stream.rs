@@ -19,9 +19,10 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 
-use super::relay::relay;
+use super::is_exhaustion;
+use super::relay::{Meter, relay};
 use crate::binding::{Active, Shared, Slot};
-use crate::limits::Place;
+use crate::pool::Place;
 use crate::protocol::Transport;
 use crate::reserve::open;
 
@@ -42,15 +43,13 @@ pub async fn run(slot: Slot<TcpListener>, shared: Rc<Shared>, alive: watch::Rece
         match accepted.await {
             None => return,
             Some(Ok((client, peer))) => {
-                // A full holder leaves its clients in the backlog.
-                let Some(place) = shared.limits.connection().await else { return };
-                let serving = serve(client, peer, Rc::clone(&shared), alive.clone(), place);
-                tokio::task::spawn_local(serving);
+                admit(client, peer, &shared, &alive);
                 yield_now().await;
             }
             Some(Err(cause)) if is_of_the_client(&cause) => {}
             Some(Err(cause)) => {
                 shared.counters.failed("accepting a client", &cause);
+                shared.limits.relieve();
                 sleep(BACKOFF).await;
             }
         }
@@ -59,38 +58,43 @@ pub async fn run(slot: Slot<TcpListener>, shared: Rc<Shared>, alive: watch::Rece
 
 /// accept(2): the connection failed before it was accepted; the next one may do.
 fn is_of_the_client(cause: &io::Error) -> bool {
-    !matches!(
-        cause.raw_os_error().map(Errno::from_raw),
-        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINVAL)
-    )
+    !is_exhaustion(cause) && cause.raw_os_error() != Some(Errno::EINVAL as i32)
 }
 
-async fn serve(
-    client: TcpStream,
-    peer: SocketAddr,
-    shared: Rc<Shared>,
-    alive: watch::Receiver<()>,
-    _place: Place,
-) {
+/// Serves a client if it may use the binding and there is a place for it.
+fn admit(client: TcpStream, peer: SocketAddr, shared: &Rc<Shared>, alive: &watch::Receiver<()>) {
     let allowed = client.local_addr().is_ok_and(|local| shared.allows(peer.ip(), local.ip()));
     if !allowed {
         return reset(&client);
     }
+    let Some(place) = shared.limits.connections.enter(peer.ip().into(), shared.port) else {
+        let cause = io::Error::from(io::ErrorKind::QuotaExceeded);
+        shared.counters.failed("accepting a client", &cause);
+        return reset(&client);
+    };
+    tokio::task::spawn_local(serve(client, Rc::clone(shared), alive.clone(), place));
+}
+
+async fn serve(client: TcpStream, shared: Rc<Shared>, alive: watch::Receiver<()>, place: Place) {
     let _active = Active::new(&shared);
     tune(&client, shared.protocol);
     let mut alive = alive;
     let removed = async move { while alive.changed().await.is_ok() {} };
     tokio::select! {
-        () = forward(&client, &shared) => {}
+        () = forward(&client, &shared, &place) => {}
         () = removed => reset(&client),
+        () = place.evicted() => reset(&client),
     }
 }
 
-async fn forward(client: &TcpStream, shared: &Shared) {
+async fn forward(client: &TcpStream, shared: &Shared, place: &Place) {
     let destination = shared.target.get();
     let target = match timeout(CONNECT_TIMEOUT, connect(shared.protocol, destination)).await {
         Ok(Ok(target)) => target,
         Ok(Err(cause)) => {
+            if is_exhaustion(&cause) {
+                shared.limits.relieve();
+            }
             shared.counters.failed(format_args!("connecting to {destination}"), &cause);
             return reset(client);
         }
@@ -103,7 +107,7 @@ async fn forward(client: &TcpStream, shared: &Shared) {
     tune(&target, shared.protocol);
     // Dropped early, the connection to the target is reset too: its data is not whole.
     let guard = ResetUnlessDone { stream: &target, done: false };
-    match relay(client, &target, &shared.counters).await {
+    match relay(client, &target, &Meter { counters: &shared.counters, place }).await {
         Ok(()) => guard.done(),
         Err(_) => reset(client),
     }

@@ -5,7 +5,7 @@
 //! sent to. Sessions whose target never answered are kept apart and are fewer: a flood with forged
 //! sources pushes out only its like.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,9 +23,9 @@ use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::with_buffer;
+use super::{is_exhaustion, with_buffer};
 use crate::binding::{Active, Shared, Slot};
-use crate::limits::Place;
+use crate::pool::Place;
 use crate::protocol::Transport;
 use crate::reserve::open;
 
@@ -49,7 +49,7 @@ struct Key {
 /// In the table; dropping it ends the session's task.
 struct Session {
     socket: Rc<UdpSocket>,
-    last: Rc<Cell<Instant>>,
+    place: Rc<Place>,
     task: AbortHandle,
 }
 
@@ -78,13 +78,6 @@ impl Table {
     fn remove(&mut self, key: &Key) {
         self.unanswered.pop(key);
         self.answered.pop(key);
-    }
-
-    /// Makes room where the holder has no place left.
-    fn evict(&mut self) {
-        if self.unanswered.pop_lru().is_none() {
-            self.answered.pop_lru();
-        }
     }
 }
 
@@ -184,15 +177,14 @@ fn forward_one(forwarder: &Rc<Forwarder>, socket: &UdpSocket) -> io::Result<()> 
 /// The socket of the client's session, a new one if need be; `None` if it may not have one.
 fn session(forwarder: &Rc<Forwarder>, key: Key, via: Via) -> Option<Rc<UdpSocket>> {
     if let Some(session) = forwarder.table.borrow_mut().get(&key) {
-        session.last.set(Instant::now());
+        session.place.touch();
         return Some(Rc::clone(&session.socket));
     }
     let shared = &forwarder.shared;
     if !shared.allows(key.client.ip(), key.local) {
         return None;
     }
-    let Some(place) = shared.limits.session() else {
-        forwarder.table.borrow_mut().evict();
+    let Some(place) = shared.limits.sessions.enter(key.client.ip().into(), shared.port) else {
         let cause = io::Error::from(io::ErrorKind::QuotaExceeded);
         shared.counters.failed("opening a session", &cause);
         return None;
@@ -200,17 +192,19 @@ fn session(forwarder: &Rc<Forwarder>, key: Key, via: Via) -> Option<Rc<UdpSocket
     let socket = match connect(shared.target.get()) {
         Ok(socket) => Rc::new(socket),
         Err(cause) => {
+            if is_exhaustion(&cause) {
+                shared.limits.relieve();
+            }
             shared.counters.failed("opening a session", &cause);
             return None;
         }
     };
-    let last = Rc::new(Cell::new(Instant::now()));
+    let place = Rc::new(place);
     let task = tokio::task::spawn_local(answers(
         Rc::clone(forwarder),
-        Answers { key, via, socket: Rc::clone(&socket), last: Rc::clone(&last) },
-        place,
+        Answers { key, via, socket: Rc::clone(&socket), place: Rc::clone(&place) },
     ));
-    let session = Session { socket: Rc::clone(&socket), last, task: task.abort_handle() };
+    let session = Session { socket: Rc::clone(&socket), place, task: task.abort_handle() };
     let mut table = forwarder.table.borrow_mut();
     while table.unanswered.len() >= UNANSWERED.get() {
         table.unanswered.pop_lru();
@@ -229,11 +223,11 @@ struct Answers {
     key: Key,
     via: Via,
     socket: Rc<UdpSocket>,
-    last: Rc<Cell<Instant>>,
+    place: Rc<Place>,
 }
 
-/// Carries the target's answers back until the session was idle for [`IDLE`].
-async fn answers(forwarder: Rc<Forwarder>, session: Answers, _place: Place) {
+/// Carries the target's answers back until the session was idle for [`IDLE`], or must go for another.
+async fn answers(forwarder: Rc<Forwarder>, session: Answers) {
     let _active = Active::new(&forwarder.shared);
     let mut answered = false;
     let mut turn = 0;
@@ -265,13 +259,17 @@ async fn answers(forwarder: Rc<Forwarder>, session: Answers, _place: Place) {
     forwarder.table.borrow_mut().remove(&session.key);
 }
 
-/// `None` when the session was idle for too long.
+/// `None` when the session was idle for too long, or its place is another's.
 async fn readable(session: &Answers) -> Option<io::Result<()>> {
     loop {
-        let end = session.last.get() + IDLE;
-        match timeout_at(end, session.socket.readable()).await {
+        let end = session.place.last() + IDLE;
+        let ready = tokio::select! {
+            ready = timeout_at(end, session.socket.readable()) => ready,
+            () = session.place.evicted() => return None,
+        };
+        match ready {
             Ok(ready) => return Some(ready),
-            Err(_) if session.last.get() + IDLE > Instant::now() => {}
+            Err(_) if session.place.last() + IDLE > Instant::now() => {}
             Err(_) => return None,
         }
     }
@@ -280,7 +278,7 @@ async fn readable(session: &Answers) -> Option<io::Result<()>> {
 fn answer(forwarder: &Forwarder, session: &Answers) -> io::Result<()> {
     with_buffer(|buffer| {
         let length = session.socket.try_recv(buffer)?;
-        session.last.set(Instant::now());
+        session.place.touch();
         let slot = forwarder.slot.borrow();
         let Some(socket) = slot.as_ref() else { return Ok(()) };
         match datagram::send(socket, &buffer[..length], session.key.client, &session.via) {

@@ -17,8 +17,12 @@ pub struct Holder {
 
 impl Holder {
     pub fn start(name: &str) -> Self {
+        Self::start_with(name, &[])
+    }
+
+    pub fn start_with(name: &str, flags: &[&str]) -> Self {
         let path = std::env::temp_dir().join(format!("nb-{}-{name}.sock", std::process::id()));
-        Self::spawn(&path, &[])
+        Self::spawn(&path, flags)
     }
 
     /// One that takes over from this one, on the same control socket.
@@ -102,6 +106,11 @@ impl Control {
 
     pub fn bindings(&mut self) -> Vec<Value> {
         self.ok("list", json!({}))["bindings"].as_array().expect("bindings").clone()
+    }
+
+    /// What is open of `connections` or `sessions`, and what became of others.
+    pub fn limits(&mut self, kind: &str) -> Value {
+        self.ok("list", json!({}))["limits"][kind].clone()
     }
 
     /// The state of the only binding.

@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used)] // an integration test's helpers are not #[test] functions
 
 mod control;
+mod fairness;
 mod targets;
 
 use std::io::{ErrorKind, Read, Write};
