@@ -11,7 +11,7 @@ link=/usr/local/bin/natbridge
 
 # What each Debian package is for is in the README's table: keep the two alike.
 run_packages='gcc make clang-22 llvm-22-dev libelf-dev zlib1g-dev pkg-config nftables iproute2'
-test_packages='iptables conntrack bpftool tcpdump ethtool iperf3 iputils-ping procps prometheus clang-format-22 util-linux socat'
+test_packages='iptables conntrack bpftool tcpdump ethtool iperf3 iputils-ping procps prometheus clang-format-22 util-linux socat python3-venv openssl curl'
 
 started=$(date +%s)
 
@@ -82,6 +82,19 @@ install_npm() {
 	fi
 }
 
+# The schema fuzzer, in a virtual environment of its own.
+install_fuzzer() {
+	wanted=$(sha256sum "$root/test/schema/requirements.txt")
+	if [ ! -x "$stamps/venv/bin/st" ] || [ "$(cat "$stamps/fuzzer" 2>/dev/null)" != "$wanted" ]; then
+		say 'installing schemathesis'
+		(rm -rf "$stamps/venv" && python3 -m venv "$stamps/venv" &&
+			"$stamps/venv/bin/pip" install --quiet --disable-pip-version-check --no-input \
+				-r "$root/test/schema/requirements.txt") >"$stamps/fuzzer.log" 2>&1 ||
+			refuse "installing schemathesis failed: is there a network? The output is in $stamps/fuzzer.log:" "$(tail -n 5 "$stamps/fuzzer.log")"
+		printf '%s\n' "$wanted" >"$stamps/fuzzer"
+	fi
+}
+
 # What the binaries are built from, as one hash. Times are of no use: git sets them anew.
 sources_hash() {
 	(cd "$root" && find Cargo.toml Cargo.lock .cargo crates bpf -type f \
@@ -126,6 +139,7 @@ check_machine
 install_packages
 install_npm
 [ "$purpose" != packages ] || exit 0
+[ "$purpose" != test ] || install_fuzzer
 build
 [ "$purpose" != run ] || offer_command
 if [ "$purpose" = run ]; then

@@ -66,6 +66,16 @@ function uvuJob(file: string, runtime: "deno" | "node", seconds: number): Job {
   return { name: `${runtime} ${file}`, command: binary(runtime), args, seconds, count: countUvu };
 }
 
+function schemaJob(runtime: "deno" | "node"): Job {
+  return {
+    name: `${runtime} schema`,
+    command: binary("node"),
+    args: ["scripts/schema-check.ts", "--runtime", runtime],
+    seconds: 300,
+    count: countExit,
+  };
+}
+
 function allJobs(): Job[] {
   const both = ["unit", "api", "cli"].flatMap((part) => filesBelow(`test/${part}`));
   return [
@@ -92,6 +102,7 @@ function allJobs(): Job[] {
       count: countCargo,
     },
     ...both.flatMap((file) => [uvuJob(file, "deno", 180), uvuJob(file, "node", 180)]),
+    ...(["deno", "node"] as const).map(schemaJob),
     ...filesBelow("test/e2e").map((file) => uvuJob(file, "deno", 600)),
   ];
 }

@@ -14,7 +14,7 @@ import { datapathRoutes } from "./datapath.ts";
 import { docsRoutes } from "./docs.ts";
 import { endpointRoutes } from "./endpoints.ts";
 import { eventRoutes } from "./events.ts";
-import { answerUnknownPaths } from "./fallback.ts";
+import { requireCall } from "./fallback.ts";
 import { networkRoutes } from "./networks.ts";
 import { portRoutes } from "./ports.ts";
 import { errorResponse, type RequestPart, validationProblem } from "./problem.ts";
@@ -97,6 +97,7 @@ export function createApp(service: Service, options: AppOptions): Api {
   const api = createBareApp(options.log);
   api.use(measure(options.metrics), headers);
   if (options.access !== null) api.use(requireAccess(options.access));
+  api.use(requireCall(api));
   api.use("/v1/*", requireReady(service), requireJson);
   api.use("/v1/*", limitBody);
   networkRoutes(api, service);
@@ -108,8 +109,7 @@ export function createApp(service: Service, options: AppOptions): Api {
   datapathRoutes(api, service);
   eventRoutes(api, service, options.shutdown);
   systemRoutes(api, service, options.metrics);
-  docsRoutes(api);
-  answerUnknownPaths(api);
+  docsRoutes(api, options.access !== null);
   return api;
 }
 
@@ -119,8 +119,7 @@ export function createMetricsApp(
   options: Pick<AppOptions, "metrics" | "log">,
 ): Api {
   const api = createBareApp(options.log);
-  api.use(headers);
+  api.use(headers, requireCall(api));
   systemRoutes(api, service, options.metrics);
-  answerUnknownPaths(api);
   return api;
 }

@@ -9,6 +9,7 @@ import { applyInput, applyResult } from "./schemas.ts";
 const apply = createRoute({
   method: "post",
   path: "/v1/apply",
+  operationId: "apply",
   tags: ["apply"],
   summary: "Make networks, endpoints and ports so; all or nothing",
   request: { query: dryRunQuery, body: jsonBody(applyInput) },

@@ -1,14 +1,14 @@
 /** `GET /v1/connections`: JSON, or one object a line for who asks for it. */
 import { createRoute, z } from "@hono/zod-openapi";
 import type { Connection } from "../network/model.ts";
-import { protocolSchema } from "../network/model.ts";
+import { protocolSchema, refSchema } from "../network/model.ts";
 import type { Service } from "../network/service.ts";
 import { problemResponses } from "./problem.ts";
 import { type Api, commonCodes } from "./route.ts";
 import { connection } from "./schemas.ts";
 
 const ndjsonType = "application/x-ndjson";
-const reference = z.string().min(1).max(64).optional();
+const reference = refSchema.clone().optional();
 
 const query = z.strictObject({
   endpoint: reference.openapi({ description: "Name, id or id prefix" }),
@@ -25,6 +25,7 @@ const query = z.strictObject({
 const list = createRoute({
   method: "get",
   path: "/v1/connections",
+  operationId: "listConnections",
   tags: ["connections"],
   summary: "Live connections, before and after NAT, and the path they take",
   request: { query },

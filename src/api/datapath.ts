@@ -10,6 +10,7 @@ const tags = ["datapath"];
 const show = createRoute({
   method: "get",
   path: "/v1/datapath",
+  operationId: "getDatapath",
   tags,
   summary: "What the fast path does, and where and why it is off",
   request: { query: z.strictObject({}) },
@@ -19,6 +20,7 @@ const show = createRoute({
 const patch = createRoute({
   method: "patch",
   path: "/v1/datapath",
+  operationId: "patchDatapath",
   tags,
   summary: "Turn the fast path on or off, live",
   request: { query: z.strictObject({}), body: jsonBody(datapathPatch) },
@@ -31,6 +33,7 @@ const patch = createRoute({
 const rules = createRoute({
   method: "get",
   path: "/v1/rules",
+  operationId: "listRules",
   tags,
   summary: "Each network and port as nftables elements and as iptables lines",
   request: { query: z.strictObject({}) },

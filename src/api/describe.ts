@@ -24,5 +24,5 @@ export function describeApi(): OpenApiDocument {
     shutdown: new AbortController().signal,
     access: null,
   });
-  return openApiDocument(api);
+  return openApiDocument(api, false);
 }

@@ -1,8 +1,10 @@
 /** `/openapi.json`, and `/docs`: the same as one HTML page without scripts or outside assets. */
+
+import { createRoute, z } from "@hono/zod-openapi";
 import { html, raw } from "hono/html";
-import { z } from "zod";
 import { type OpenApiDocument, openApiDocument } from "./openapi.ts";
-import type { Api } from "./route.ts";
+import { problemResponses } from "./problem.ts";
+import { type Api, json } from "./route.ts";
 
 /** What the page shows of an operation; the document's own type is far wider. */
 const schemaRef: z.ZodType<{ schema?: Record<string, unknown> | undefined }> = z.object({
@@ -127,17 +129,41 @@ const contentSecurityPolicy = [
   "frame-ancestors 'none'",
 ].join("; ");
 
+const codes = ["invalid_request", "unauthorized", "internal"] as const;
+const documentRoute = createRoute({
+  method: "get",
+  path: "/openapi.json",
+  operationId: "getOpenApi",
+  tags: ["system"],
+  summary: "This description of the API",
+  responses: {
+    200: json(z.object({ openapi: z.string() }), "The document"),
+    ...problemResponses(...codes),
+  },
+});
+const pageRoute = createRoute({
+  method: "get",
+  path: "/docs",
+  operationId: "getDocs",
+  tags: ["system"],
+  summary: "The same for people",
+  responses: {
+    200: { description: "The page", content: { "text/html": { schema: z.string() } } },
+    ...problemResponses(...codes),
+  },
+});
+
 /** Adds both; call it after all other routes were added. */
-export function docsRoutes(api: Api): void {
+export function docsRoutes(api: Api, needsToken: boolean): void {
   let document: OpenApiDocument | null = null;
   const read = (): OpenApiDocument => {
-    document ??= openApiDocument(api);
+    document ??= openApiDocument(api, needsToken);
     return document;
   };
-  api.get("/openapi.json", (context) => context.json(read()));
-  api.get("/docs", (context) => {
+  api.openapi(documentRoute, (context) => context.json({ ...read() }, 200));
+  api.openapi(pageRoute, (context) => {
     context.header("content-security-policy", contentSecurityPolicy);
     context.header("referrer-policy", "no-referrer");
-    return context.html(renderDocs(read()));
+    return context.html(renderDocs(read()), 200);
   });
 }

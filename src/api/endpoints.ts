@@ -1,6 +1,11 @@
 /** `/v1/endpoints` */
 import { createRoute, z } from "@hono/zod-openapi";
-import { type EndpointInput, endpointInputSchema, nameSchema } from "../network/model.ts";
+import {
+  type EndpointInput,
+  endpointInputSchema,
+  nameSchema,
+  oneSandbox,
+} from "../network/model.ts";
 import type { Service } from "../network/service.ts";
 import { ProblemError } from "../problem.ts";
 import { listQuery, page } from "./listing.ts";
@@ -28,6 +33,7 @@ const refCodes = ["endpoint_not_found", "ambiguous_reference"] as const;
 const list = createRoute({
   method: "get",
   path: "/v1/endpoints",
+  operationId: "listEndpoints",
   tags,
   summary: "List endpoints",
   request: { query: listQuery },
@@ -40,6 +46,7 @@ const list = createRoute({
 const create = createRoute({
   method: "post",
   path: "/v1/endpoints",
+  operationId: "createEndpoint",
   tags,
   summary: "Create an endpoint: a veth pair from a network into a sandbox",
   request: { query: z.strictObject({}), body: jsonBody(endpointInput) },
@@ -52,6 +59,7 @@ const create = createRoute({
 const inspect = createRoute({
   method: "get",
   path: "/v1/endpoints/{ref}",
+  operationId: "getEndpoint",
   tags,
   summary: "Inspect an endpoint",
   request: { params: refParams, query: z.strictObject({}) },
@@ -64,12 +72,13 @@ const inspect = createRoute({
 const put = createRoute({
   method: "put",
   path: "/v1/endpoints/{ref}",
+  operationId: "putEndpoint",
   tags,
   summary: "Create an endpoint if it is absent, or change what may change",
   request: {
     params: nameParams,
     query: z.strictObject({}),
-    body: jsonBody(endpointInputSchema.extend({ name: nameSchema.optional() })),
+    body: jsonBody(endpointInputSchema.extend({ name: nameSchema.optional() }).meta(oneSandbox)),
   },
   responses: {
     200: json(endpoint, "It was there"),
@@ -81,6 +90,7 @@ const put = createRoute({
 const patch = createRoute({
   method: "patch",
   path: "/v1/endpoints/{ref}",
+  operationId: "patchEndpoint",
   tags,
   summary: "Change an endpoint's labels or aliases",
   request: { params: refParams, query: z.strictObject({}), body: jsonBody(endpointPatch) },
@@ -93,6 +103,7 @@ const patch = createRoute({
 const remove = createRoute({
   method: "delete",
   path: "/v1/endpoints/{ref}",
+  operationId: "deleteEndpoint",
   tags,
   summary: "Remove an endpoint and its published ports",
   request: { params: refParams, query: z.strictObject({}) },

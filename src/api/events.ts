@@ -2,6 +2,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { type SSEStreamingApi, streamSSE } from "hono/streaming";
 import type { NatbridgeEvent } from "../network/events.ts";
+import { refSchema } from "../network/model.ts";
 import type { Service } from "../network/service.ts";
 import { ProblemError } from "../problem.ts";
 import { problemResponses } from "./problem.ts";
@@ -12,23 +13,25 @@ const heartbeatMilliseconds = 15_000;
 /** A reader this far behind is cut off; it comes back with Last-Event-ID and misses nothing. */
 const maxQueued = 10_000;
 
-const several = (message: RegExp, hint: string) => {
-  const one = z.string().regex(message, hint);
-  return z.union([one, z.array(one)]).optional();
-};
+const several = <T extends z.ZodType>(one: T) => z.union([one, z.array(one)]).optional();
+const typePattern = /^[a-z]+(\.[a-z]+|\.\*)?$/;
 
 const query = z.strictObject({
   type: several(
-    /^[a-z]+(\.[a-z]+|\.\*)?$/,
-    'must be an event type such as "port.created", or "port" for all of a kind',
+    z
+      .string()
+      .regex(
+        typePattern,
+        'must be an event type such as "port.created", or "port" for all of a kind',
+      ),
   ).openapi({
     type: "array",
-    items: { type: "string" },
+    items: { type: "string", pattern: typePattern.source },
     description: "`port.created` or `port`; repeatable",
   }),
-  object: several(/^.{1,64}$/, "must be a name or an id").openapi({
+  object: several(refSchema.clone()).openapi({
     type: "array",
-    items: { type: "string" },
+    items: { type: "string", minLength: 1, maxLength: 64 },
     description: "Name or id of what the event is about; repeatable",
   }),
 });
@@ -37,6 +40,7 @@ type Query = z.infer<typeof query>;
 const follow = createRoute({
   method: "get",
   path: "/v1/events",
+  operationId: "followEvents",
   tags: ["events"],
   summary: "Follow what happens",
   request: {
@@ -44,7 +48,7 @@ const follow = createRoute({
     headers: z.object({
       "last-event-id": z
         .string()
-        .regex(/^\d{1,15}$/, "must be the id of an event")
+        .regex(/^[0-9]{1,15}$/, "must be the id of an event")
         .optional()
         .openapi({ description: "Go on after this event" }),
     }),

@@ -1,4 +1,5 @@
 /** 404 and 405, as problems that say which calls there are. */
+import type { MiddlewareHandler } from "hono";
 import { problemResponse } from "./problem.ts";
 import type { Api } from "./route.ts";
 
@@ -26,15 +27,19 @@ function knownPaths(api: Api): KnownPath[] {
   }));
 }
 
-/** Call it after all routes were added. */
-export function answerUnknownPaths(api: Api): void {
-  const known = knownPaths(api);
-  api.notFound((context) => {
+/**
+ * Refuses what is no call before anything else of it is looked at: a path that is not there, or a
+ * method that a path does not have. `api` may get its routes later.
+ */
+export function requireCall(api: Api): MiddlewareHandler {
+  let known: KnownPath[] | null = null;
+  return async (context, next) => {
+    known ??= knownPaths(api);
     const { method, path } = context.req;
     const methods = known.flatMap((item) => (item.pattern.test(path) ? [...item.methods] : []));
-    if (methods.length === 0) {
+    if (methods.length === 0)
       return problemResponse("not_found", `There is no ${path}; /openapi.json lists all calls.`);
-    }
+    if (methods.includes(method)) return next();
     const allow = [...new Set(methods)].sort().join(", ");
     return problemResponse(
       "method_not_allowed",
@@ -42,5 +47,5 @@ export function answerUnknownPaths(api: Api): void {
       [],
       { allow },
     );
-  });
+  };
 }

@@ -1,9 +1,11 @@
 /** Pages and filters of the list calls: `limit`, `cursor`, `label`, `network`, `endpoint`. */
 import { z } from "@hono/zod-openapi";
-import { ProblemError } from "../problem.ts";
+import { refSchema } from "../network/model.ts";
 
 const defaultLimit = 500;
 const maxLimit = 1000;
+
+const label = z.string().regex(/^[^=]/, "must be key=value or key");
 
 export const listQuery = z.strictObject({
   limit: z.coerce
@@ -20,19 +22,22 @@ export const listQuery = z.strictObject({
     }),
   cursor: z
     .string()
-    .max(512)
+    .regex(
+      /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}~[0-9a-f]{64}$/,
+      "must be the nextCursor of an earlier answer",
+    )
     .optional()
     .openapi({ description: "`nextCursor` of the answer before" }),
   label: z
-    .union([z.string(), z.array(z.string())])
+    .union([label, z.array(label)])
     .optional()
     .openapi({
       type: "array",
-      items: { type: "string" },
+      items: { type: "string", pattern: "^[^=]" },
       description: "`key=value` or `key`; repeatable, all must match",
     }),
-  network: z.string().min(1).max(64).optional().openapi({ description: "Name, id or id prefix" }),
-  endpoint: z.string().min(1).max(64).optional().openapi({ description: "Name, id or id prefix" }),
+  network: refSchema.clone().optional().openapi({ description: "Name, id or id prefix" }),
+  endpoint: refSchema.clone().optional().openapi({ description: "Name, id or id prefix" }),
 });
 export type ListQuery = z.infer<typeof listQuery>;
 
@@ -47,7 +52,6 @@ export interface Page<T> {
   nextCursor?: string;
 }
 
-const cursorSchema = z.tuple([z.string(), z.string()]);
 const asList = (value: string | string[] | undefined): string[] =>
   value === undefined ? [] : Array.isArray(value) ? value : [value];
 
@@ -57,14 +61,10 @@ function compare(a: [string, string], b: [string, string]): number {
   return a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : 0;
 }
 
+/** Where a page ended: the last item's name and id. */
 function decodeCursor(cursor: string): [string, string] {
-  try {
-    return cursorSchema.parse(JSON.parse(Buffer.from(cursor, "base64url").toString("utf8")));
-  } catch {
-    throw new ProblemError("invalid_request", "cursor: give the nextCursor of an earlier answer.", [
-      { pointer: "/query/cursor", message: "not a cursor of this list" },
-    ]);
-  }
+  const at = cursor.lastIndexOf("~");
+  return [cursor.slice(0, at), cursor.slice(at + 1)];
 }
 
 function hasLabel(item: Listed, wanted: string): boolean {
@@ -74,18 +74,9 @@ function hasLabel(item: Listed, wanted: string): boolean {
   return at < 0 || item.labels[key] === wanted.slice(at + 1);
 }
 
-function checkLabels(labels: string[]): void {
-  if (labels.some((label) => label === "" || label.startsWith("="))) {
-    throw new ProblemError("invalid_request", "label: give key=value or key.", [
-      { pointer: "/query/label", message: "must be key=value or key" },
-    ]);
-  }
-}
-
 /** The page of `items` that `query` asks for. */
 export function page<T extends Listed>(items: T[], query: ListQuery): Page<T> {
   const labels = asList(query.label);
-  checkLabels(labels);
   const after = query.cursor === undefined ? null : decodeCursor(query.cursor);
   const limit = query.limit ?? defaultLimit;
   const rest = items
@@ -96,6 +87,6 @@ export function page<T extends Listed>(items: T[], query: ListQuery): Page<T> {
   if (rest.length <= limit || last === undefined) return { items: rest };
   return {
     items: rest.slice(0, limit),
-    nextCursor: Buffer.from(JSON.stringify([last.name, last.id])).toString("base64url"),
+    nextCursor: `${last.name}~${last.id}`,
   };
 }

@@ -22,6 +22,7 @@ const refCodes = ["network_not_found", "ambiguous_reference"] as const;
 const list = createRoute({
   method: "get",
   path: "/v1/networks",
+  operationId: "listNetworks",
   tags,
   summary: "List networks",
   request: { query: listQuery },
@@ -34,6 +35,7 @@ const list = createRoute({
 const create = createRoute({
   method: "post",
   path: "/v1/networks",
+  operationId: "createNetwork",
   tags,
   summary: "Create a network",
   request: { query: z.strictObject({}), body: jsonBody(networkInput) },
@@ -46,6 +48,7 @@ const create = createRoute({
 const inspect = createRoute({
   method: "get",
   path: "/v1/networks/{ref}",
+  operationId: "getNetwork",
   tags,
   summary: "Inspect a network",
   request: { params: refParams, query: z.strictObject({}) },
@@ -58,6 +61,7 @@ const inspect = createRoute({
 const put = createRoute({
   method: "put",
   path: "/v1/networks/{ref}",
+  operationId: "putNetwork",
   tags,
   summary: "Create a network if it is absent, or change what may change",
   request: {
@@ -81,6 +85,7 @@ const put = createRoute({
 const patch = createRoute({
   method: "patch",
   path: "/v1/networks/{ref}",
+  operationId: "patchNetwork",
   tags,
   summary: "Change a network's labels or fastPath",
   request: { params: refParams, query: z.strictObject({}), body: jsonBody(networkPatch) },
@@ -93,6 +98,7 @@ const patch = createRoute({
 const remove = createRoute({
   method: "delete",
   path: "/v1/networks/{ref}",
+  operationId: "deleteNetwork",
   tags,
   summary: "Remove a network; with force its endpoints too",
   request: { params: refParams, query: forceQuery },

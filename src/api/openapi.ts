@@ -8,8 +8,11 @@ const description = `Container networking for a Linux host: bridge networks, end
 
 Errors are \`application/problem+json\` (RFC 9457) with a stable \`code\`. A \`pointer\` in \`errors\` is a JSON pointer into the body, or begins with \`/query\`, \`/path\` or \`/header\`.`;
 
-/** @param api An app with all its routes. */
-export function openApiDocument(api: Api): OpenApiDocument {
+/**
+ * @param api An app with all its routes.
+ * @param needsToken True of the TCP listener: the unix socket asks nobody.
+ */
+export function openApiDocument(api: Api, needsToken: boolean): OpenApiDocument {
   api.openAPIRegistry.registerComponent("securitySchemes", "token", {
     type: "http",
     scheme: "bearer",
@@ -24,6 +27,6 @@ export function openApiDocument(api: Api): OpenApiDocument {
       license: { name: "GPL-2.0-only OR Apache-2.0" },
     },
     servers: [{ url: "/", description: "The unix socket, or --listen" }],
-    security: [{}, { token: [] }],
+    security: needsToken ? [{ token: [] }] : [{}, { token: [] }],
   });
 }

@@ -22,6 +22,7 @@ const refCodes = ["port_not_found", "ambiguous_reference"] as const;
 const list = createRoute({
   method: "get",
   path: "/v1/ports",
+  operationId: "listPorts",
   tags,
   summary: "List published ports",
   request: { query: listQuery },
@@ -39,6 +40,7 @@ const list = createRoute({
 const create = createRoute({
   method: "post",
   path: "/v1/ports",
+  operationId: "createPort",
   tags,
   summary: "Publish a port",
   request: { query: z.strictObject({}), body: jsonBody(portInput) },
@@ -51,6 +53,7 @@ const create = createRoute({
 const inspect = createRoute({
   method: "get",
   path: "/v1/ports/{ref}",
+  operationId: "getPort",
   tags,
   summary: "Inspect a published port",
   request: { params: refParams, query: z.strictObject({}) },
@@ -63,6 +66,7 @@ const inspect = createRoute({
 const put = createRoute({
   method: "put",
   path: "/v1/ports/{ref}",
+  operationId: "putPort",
   tags,
   summary: "Publish a port if it is absent, or change what may change",
   request: {
@@ -80,6 +84,7 @@ const put = createRoute({
 const patch = createRoute({
   method: "patch",
   path: "/v1/ports/{ref}",
+  operationId: "patchPort",
   tags,
   summary: "Move a published port; established connections finish on the old target",
   request: { params: refParams, query: z.strictObject({}), body: jsonBody(portPatch) },
@@ -100,6 +105,7 @@ const patch = createRoute({
 const remove = createRoute({
   method: "delete",
   path: "/v1/ports/{ref}",
+  operationId: "deletePort",
   tags,
   summary: "Unpublish a port",
   request: { params: refParams, query: z.strictObject({}) },

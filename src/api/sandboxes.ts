@@ -11,6 +11,7 @@ const tags = ["sandboxes"];
 const list = createRoute({
   method: "get",
   path: "/v1/sandboxes",
+  operationId: "listSandboxes",
   tags,
   summary: "List sandboxes",
   request: { query: listQuery },
@@ -28,6 +29,7 @@ const list = createRoute({
 const inspect = createRoute({
   method: "get",
   path: "/v1/sandboxes/{ref}",
+  operationId: "getSandbox",
   tags,
   summary: "Inspect a sandbox",
   request: { params: refParams, query: z.strictObject({}) },

@@ -15,23 +15,31 @@ const text = (description: string) => ({
 const metricsRoute = createRoute({
   method: "get",
   path: "/metrics",
+  operationId: "getMetrics",
   tags,
   summary: "Metrics in Prometheus' text format",
-  responses: { 200: text("The metrics"), ...problemResponses("internal") },
+  responses: {
+    200: text("The metrics"),
+    ...problemResponses("invalid_request", "unauthorized", "internal"),
+  },
 });
 const health = createRoute({
   method: "get",
   path: "/healthz",
+  operationId: "getHealth",
   tags,
   summary: "The daemon is alive",
-  responses: { 200: text("It is") },
+  security: [],
+  responses: { 200: text("It is"), ...problemResponses("invalid_request") },
 });
 const ready = createRoute({
   method: "get",
   path: "/readyz",
+  operationId: "getReadiness",
   tags,
   summary: "The first reconciliation is done",
-  responses: { 200: text("It is"), ...problemResponses("not_ready") },
+  security: [],
+  responses: { 200: text("It is"), ...problemResponses("invalid_request", "not_ready") },
 });
 
 /** Adds the calls of monitors. */

@@ -3,6 +3,15 @@
  * natbridge answers. The HTTP routes, the command line and the store all use these.
  */
 import { z } from "zod";
+import {
+  addressSchema,
+  clientsSchema,
+  macSchema,
+  portRangeTextSchema,
+  rangeSchema,
+  subnetSchema,
+  textSchema,
+} from "./texts.ts";
 
 export const nameSchema = z
   .string()
@@ -11,8 +20,10 @@ export const nameSchema = z
     "must start with a letter or digit and hold at most 63 letters, digits, '_', '.' and '-'",
   );
 /** A name, an id or a unique prefix of one. */
-export const refSchema = z.string().min(1).max(64);
-export const labelsSchema = z.record(z.string().min(1).max(128), z.string().max(256));
+export const refSchema = textSchema(1, 64);
+export const labelsSchema = z
+  .record(textSchema(1, 128), textSchema(0, 256))
+  .meta({ propertyNames: { minLength: 1, maxLength: 128 } });
 /**
  * What the kernel takes as a name as it is (`dev_valid_name`; it counts up a `%d`), has no meaning of
  * its own to nft (`*`, quotes), and is no folder of /proc/sys/net/ipv4/conf (`all`, `default`).
@@ -27,10 +38,7 @@ export const protocolSchema = z.enum(["tcp", "udp", "sctp"]);
 export const mtuSchema = z.int().min(68).max(65535);
 const portNumberSchema = z.int().min(1).max(65535);
 /** A port, or a range `"8000-8010"`. */
-export const portOrRangeSchema = z.union([
-  portNumberSchema,
-  z.string().regex(/^\d{1,5}-\d{1,5}$/, 'must be a port or a range such as "8000-8010"'),
-]);
+export const portOrRangeSchema = z.union([portNumberSchema, portRangeTextSchema]);
 
 export const conditionSchema = z.object({
   /** `Ready`, `Reserved`, `FastPath`, `SandboxPresent`. */
@@ -55,12 +63,12 @@ const objectShape = {
 
 // --- networks
 export const subnetInputSchema = z.strictObject({
-  subnet: z.string(),
-  gateway: z.string().optional(),
+  subnet: subnetSchema,
+  gateway: addressSchema.optional(),
   /** Addresses are handed out from this part of the subnet only. */
-  range: z.string().optional(),
+  range: rangeSchema.optional(),
   /** Addresses that are never handed out. */
-  reserved: z.array(z.string()).optional(),
+  reserved: z.array(addressSchema).optional(),
 });
 export const networkInputSchema = z.strictObject({
   name: nameSchema,
@@ -115,16 +123,21 @@ export const sandboxSchema = z.object({
 });
 
 // --- endpoints
-export const endpointInputSchema = z.strictObject({
+/** What a schema of an object's fields alone cannot say of an endpoint to be made. */
+export const oneSandbox = {
+  oneOf: (["sandbox", "netns", "pid"] as const).map((field) => ({ required: [field] })),
+};
+const endpointFieldsSchema = z.strictObject({
   name: nameSchema,
   network: refSchema,
   sandbox: refSchema.optional(),
   netns: z.string().min(1).max(4096).optional(),
-  pid: z.int().min(1).optional(),
+  /** Up to the kernel's PID_MAX_LIMIT (include/linux/threads.h). */
+  pid: z.int().min(1).max(4194304).optional(),
   interface: interfaceNameSchema.optional(),
   /** At most one per family. */
-  addresses: z.array(z.string()).max(2).optional(),
-  mac: z.string().optional(),
+  addresses: z.array(addressSchema).max(2).optional(),
+  mac: macSchema.optional(),
   aliases: z.array(nameSchema).max(64).optional(),
   mtu: mtuSchema.optional(),
   /** The endpoint with the highest number gives the sandbox its default route; 0 unless given. */
@@ -133,6 +146,7 @@ export const endpointInputSchema = z.strictObject({
   sourceCheck: z.boolean().optional(),
   labels: labelsSchema.optional(),
 });
+export const endpointInputSchema = endpointFieldsSchema.meta(oneSandbox);
 export const endpointSchema = z.object({
   ...objectShape,
   networkId: z.string(),
@@ -162,12 +176,12 @@ export const endpointPatchSchema = z.strictObject({
 export const portInputSchema = z.strictObject({
   name: nameSchema.optional(),
   endpoint: refSchema,
-  hostAddress: z.string().optional(),
+  hostAddress: addressSchema.optional(),
   /** 0: one of the host's ephemeral ports. */
   hostPort: z.union([z.literal(0), portOrRangeSchema]),
   protocol: protocolSchema.optional(),
   containerPort: portOrRangeSchema,
-  from: z.array(z.string()).max(1024).optional(),
+  from: z.array(clientsSchema).max(1024).optional(),
   labels: labelsSchema.optional(),
 });
 export const bindingSchema = z.object({
@@ -200,7 +214,7 @@ export const portSchema = z.object({
 export const portPatchSchema = z.strictObject({
   endpoint: refSchema.optional(),
   hostPort: z.union([z.literal(0), portOrRangeSchema]).optional(),
-  from: z.array(z.string()).max(1024).optional(),
+  from: z.array(clientsSchema).max(1024).optional(),
   labels: labelsSchema.optional(),
 });
 
