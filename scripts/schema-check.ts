@@ -42,7 +42,7 @@ const { url, token } = JSON.parse(String(line));
 
 const work = mkdtempSync(join(tmpdir(), "natbridge-schema-"));
 const defaults = [
-  "--workers=2",
+  "--workers=1",
   "--max-examples=10",
   "--seed=1",
   "--no-shrink",
