@@ -40,6 +40,14 @@ const cases: Case[] = [
   network({ subnets: [{}] }, "/subnets/0/subnet"),
   network({ subnets: [{ subnet: "10.0.0.0/8", mask: 1 }] }, "/subnets/0/mask"),
   network({ subnets: [{ subnet: "a" }, { subnet: "b" }, { subnet: "c" }] }, "/subnets"),
+  network({ subnets: [{ subnet: "10.0.0.0" }] }, "/subnets/0/subnet"),
+  network({ subnets: [{ subnet: "10.0.0.0/8/8" }] }, "/subnets/0/subnet"),
+  network({ subnets: [{ subnet: "10.0.0.0/8", gateway: "x" }] }, "/subnets/0/gateway"),
+  network({ subnets: [{ subnet: "10.0.0.0/8", range: "10.0.0.1" }] }, "/subnets/0/range"),
+  network(
+    { subnets: [{ subnet: "10.0.0.0/8", reserved: ["fe80::1%eth0"] }] },
+    "/subnets/0/reserved/0",
+  ),
   network({ bridge: "sixteen-bytes-xx" }, "/bridge"),
   network({ bridge: "a/b" }, "/bridge"),
   ...["é".repeat(8), "nb%d", "v*", 'a"b', "a\\b", "a\u0000", "all", "default", ".."].map((bridge) =>
@@ -77,6 +85,12 @@ const cases: Case[] = [
   endpoint({ network: "" }, "/network"),
   endpoint({ network: undefined }, "/network"),
   endpoint({ addresses: "172.32.0.5" }, "/addresses"),
+  endpoint({ addresses: ["172.32.0.5/24"] }, "/addresses/0"),
+  endpoint({ addresses: ["::ffff:172.32.0.5"] }, "/addresses/0"),
+  endpoint({ mac: "02:42:ac:20:00" }, "/mac"),
+  endpoint({ mac: "01:42:ac:20:00:0a" }, "/mac"),
+  endpoint({ mac: "00:00:00:00:00:00" }, "/mac"),
+  endpoint({ netns: undefined, pid: 4194305 }, "/pid"),
   endpoint({ addresses: ["a", "b", "c"] }, "/addresses"),
   endpoint({ interface: "eth 0" }, "/interface"),
   endpoint({ interface: "eth%d" }, "/interface"),
@@ -100,6 +114,9 @@ const cases: Case[] = [
   port({ protocol: "TCP" }, "/protocol"),
   port({ from: "10.0.0.0/8" }, "/from"),
   port({ from: [1] }, "/from/0"),
+  port({ from: ["10.0.0.0/33"] }, "/from/0"),
+  port({ hostAddress: "localhost" }, "/hostAddress"),
+  port({ hostPort: "70000-70001" }, "/hostPort"),
   port({ bindings: [] }, "/bindings"),
   { call: ["PATCH", "/v1/ports/web-8080", { containerPort: 1 }], pointer: "/containerPort" },
   // Apply
@@ -204,6 +221,28 @@ const cases: Case[] = [
   { call: ["DELETE", "/v1/datapath"], status: 405, code: "method_not_allowed" },
   { call: ["POST", "/metrics", {}], status: 405, code: "method_not_allowed" },
   { call: ["OPTIONS", "/v1/networks"], status: 405, code: "method_not_allowed" },
+  // What is no call is refused before its body, its query or its type is looked at.
+  ...(
+    [
+      ["PUT", "/v1/networks", 405, "method_not_allowed"],
+      ["PUT", "/v1/datapath?x=1", 405, "method_not_allowed"],
+      ["POST", "/v1/ports/web-8080", 405, "method_not_allowed"],
+      ["PATCH", "/v1/apply", 405, "method_not_allowed"],
+      ["POST", "/v1/nothing", 404, "not_found"],
+      ["PUT", "/nothing", 404, "not_found"],
+    ] as const
+  ).flatMap(([method, path, status, code]): Case[] =>
+    [
+      ["", {}],
+      ["{", { "content-type": "application/json" }],
+      ["a=b", { "content-type": "application/x-www-form-urlencoded" }],
+      ["x".repeat(2 * 1024 * 1024), { "content-type": "application/json" }],
+    ].map(([body, headers]) => ({
+      call: [method, path, body, headers as Record<string, string>],
+      status,
+      code,
+    })),
+  ),
 ];
 
 for (const { call, status = 400, code = "invalid_request", pointer } of cases) {

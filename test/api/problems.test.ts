@@ -4,6 +4,7 @@ import * as assert from "uvu/assert";
 import { z } from "zod";
 import { describeApi } from "../../src/api/describe.ts";
 import { problemResponse } from "../../src/api/problem.ts";
+import { subnetSchema } from "../../src/network/texts.ts";
 import { type ProblemCode, problems } from "../../src/problem.ts";
 
 const test = suite("problem table");
@@ -89,6 +90,53 @@ test("the README's table has exactly the codes that exist", () => {
     ([, code]) => code,
   );
   assert.equal([...new Set(named)].sort(), [...codes].sort());
+});
+
+test("every call has an operationId of its own", () => {
+  const { paths } = describeApi();
+  const ids = Object.values(paths ?? {}).flatMap((methods) =>
+    Object.values(methods).map((call: { operationId?: string }) => call.operationId),
+  );
+  assert.ok(ids.length >= 30);
+  assert.is(new Set(ids).size, ids.length);
+  assert.not.ok(ids.includes(undefined));
+});
+
+test("the description and the server agree on what texts there may be", () => {
+  const text = JSON.stringify(describeApi().components?.schemas);
+  for (const part of [
+    '"oneOf":[{"required":["sandbox"]},{"required":["netns"]},{"required":["pid"]}]',
+    '"propertyNames":{"minLength":1,"maxLength":128}',
+    '"format":"ipv4"',
+    '"format":"ipv6"',
+  ])
+    assert.ok(text.includes(part), part);
+});
+
+test("patterns are what the server itself goes by", () => {
+  const matches = (schema: unknown, value: string): boolean => {
+    const { anyOf } = JSON.parse(JSON.stringify(schema));
+    return anyOf.some(({ pattern }: { pattern?: string }) =>
+      pattern === undefined ? false : new RegExp(pattern, "u").test(value),
+    );
+  };
+  const pattern = subnetSchema.meta();
+  for (const good of ["10.0.0.0/8", "172.32.0.0/24", "fd32::/64", "2001:db8:1:2::/64", "::1:0/126"])
+    assert.equal(
+      [matches(pattern, good), subnetSchema.safeParse(good).success],
+      [true, true],
+      good,
+    );
+  for (const bad of [
+    "",
+    "10.0.0.0",
+    "10.0.0/8",
+    "256.0.0.0/8",
+    "fd32:::/64",
+    "fd32::/129",
+    "1::2::/64",
+  ])
+    assert.equal([matches(pattern, bad), subnetSchema.safeParse(bad).success], [false, false], bad);
 });
 
 test.run();
