@@ -4,8 +4,9 @@
  * could stop or redirect such a packet, the connection goes by the forwarder, where the rule applies.
  */
 
-import { and, matchOne, matchRule, type PacketFacts, valuesOf } from "./evaluate.ts";
+import { matchOne, matchRule, valuesOf } from "./evaluate.ts";
 import { at, isObject, type Json, type JsonObject } from "./json.ts";
+import { and, type PacketFacts } from "./packet.ts";
 import { renderRule } from "./render.ts";
 import { baseChains, type Chain, parseRuleset, type Rule, type Ruleset } from "./ruleset.ts";
 
@@ -79,7 +80,7 @@ function portBoundaries(ruleset: Ruleset): number[] {
       }
     }
   }
-  if (found.size > 0) for (const elements of ruleset.sets.values()) elements.forEach(visit);
+  if (found.size > 0) for (const { elements } of ruleset.sets.values()) elements.forEach(visit);
   return [...found].sort((one, other) => one - other);
 }
 
@@ -106,7 +107,7 @@ function judge(ruleset: Ruleset, port: LoopbackPort): LoopbackVerdict {
       source: address,
       destination: address,
       destinationPort: port.port,
-      connectionState: "new",
+      connectionStates: ["new"],
       local: true,
     };
     const seeing = baseChains(ruleset, hook).filter(({ chain }) => sees(chain, port.family));
@@ -131,7 +132,7 @@ function judgeLocal(ruleset: Ruleset, port: LoopbackPort, local: string[]): Loop
     source: addresses,
     destination: addresses,
     destinationPort: port.port,
-    connectionState: "new",
+    connectionStates: ["new"],
     local: true,
   };
   const early = baseChains(ruleset, "output").filter(
@@ -182,6 +183,19 @@ const hindrances: Record<string, string> = {
   fwd: "it may forward it elsewhere",
 };
 
+/** Statements that leave the packet where it goes; `hindrances` tells of what is not among them. */
+const harmless = new Set([
+  ...["accept", "comment", "continue", "counter", "ct count", "ct expectation", "ct helper"],
+  ...["ct timeout", "dup", "goto", "jump", "last", "limit", "log", "map", "masquerade", "match"],
+  ...["meter", "notrack", "quota", "return", "secmark", "set", "snat", "vmap", "xt"],
+]);
+
+/** Marks and the like stay with the packet; a header's fields may lead it elsewhere. */
+function staysOutside(statement: JsonObject): boolean {
+  const key = at(statement, "mangle", "key");
+  return at(key, "meta") !== undefined || at(key, "ct") !== undefined;
+}
+
 /** Targets of iptables' extensions that leave the packet where it goes. */
 const harmlessTargets =
   /^(AUDIT|CHECKSUM|CLASSIFY|CONNMARK|CONNSECMARK|CT|DSCP|ECN|HL|HMARK|IDLETIMER|LED|LOG|MARK|MASQUERADE|NFLOG|NOTRACK|RATEEST|SECMARK|SET|SNAT|TCPMSS|TCPOPTSTRIP|TEE|TOS|TRACE|TTL|ULOG)$/;
@@ -201,6 +215,9 @@ class Walk {
     for (const rule of chain.rules) {
       const matches = matchRule(this.ruleset, chain, rule.expressions, this.packet);
       if (matches === "no") continue;
+      const [unlisted] = rule.unlisted;
+      if (unlisted !== undefined)
+        return this.hindered(chain, rule, `nft does not tell what its "${unlisted}" does`);
       const surely = matches === "yes";
       for (const statement of rule.expressions) {
         const end = this.statement(chain, rule, statement);
@@ -214,11 +231,12 @@ class Walk {
 
   /** What a statement does to a packet that matches its rule; null if the next one decides. */
   private statement(chain: Chain, rule: Rule, statement: JsonObject): End | null {
-    for (const [name, reason] of Object.entries(hindrances)) {
-      if (name in statement) return this.hindered(chain, rule, reason);
-    }
-    const target =
-      at(statement, "xt", "type") === "target" ? String(at(statement, "xt", "name")) : null;
+    const unsafe = Object.keys(statement).find((name) => !harmless.has(name));
+    if (unsafe !== undefined && !staysOutside(statement))
+      return this.hindered(chain, rule, hindrances[unsafe] ?? `its ${unsafe} may change its way`);
+    // What is neither named a match nor a target may be one.
+    const extension = "xt" in statement && at(statement, "xt", "type") !== "match";
+    const target = extension ? String(at(statement, "xt", "name")) : null;
     if (target !== null && !harmlessTargets.test(target)) {
       return this.hindered(chain, rule, `its target ${target} may keep it from its listener`);
     }
