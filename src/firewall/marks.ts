@@ -22,6 +22,7 @@ export class MarkKeeping {
     const rules: Rule[] = [];
     for (const chain of ruleset.chains.values())
       if (chain.base?.type !== "nat") rules.push(...chain.rules);
+    if (!rules.some(({ expressions }) => expressions.some(keeps))) return;
     for (const rule of rules) this.#noteQuestions(rule);
     for (const rule of rules)
       for (const statement of rule.expressions) {
@@ -33,6 +34,7 @@ export class MarkKeeping {
 
   /** Why each packet matters to what the statement keeps; null if it does not. */
   reason(rule: Rule, statement: JsonObject): string | null {
+    if (!keeps(statement)) return null;
     if (setsLabel(statement))
       return this.#labelAsked ? "it changes labels of a connection that rules ask for" : null;
     const write = this.#writeOf(rule, statement);
@@ -105,6 +107,13 @@ export class MarkKeeping {
     }
     return this.#markAsked ? { kind: "computed" } : { kind: "constant", value: "the packet's" };
   }
+}
+
+/** Whether it may keep something in the connection. */
+function keeps(statement: JsonObject): boolean {
+  if (statement.mangle !== undefined) return at(statement, "mangle", "key", "ct") !== undefined;
+  if (statement.xt === undefined) return false;
+  return /^(CONNMARK|connlabel)$/.test(String(at(statement, "xt", "name")));
 }
 
 function setsLabel(statement: JsonObject): boolean {

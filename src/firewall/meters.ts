@@ -132,6 +132,11 @@ class Search {
     if (reasons === undefined) {
       reasons = this.#findReasons(chain, rule, packet);
       known.set(rule, reasons);
+      // The same for both, unless something asks of what only one of them has.
+      if (!rule.expressions.some(asksProtocol)) {
+        this.#known.tcp.set(rule, reasons);
+        this.#known.udp.set(rule, reasons);
+      }
     }
     return reasons;
   }
@@ -237,6 +242,14 @@ class Search {
       if (!this.meters.has(key)) this.meters.set(key, { where, rule: text, reason });
     }
   }
+}
+
+/** Whether a reason may depend on the protocol: TCP has flags, and more settled connections. */
+function asksProtocol(expression: JsonObject): boolean {
+  if ("xt" in expression || "vmap" in expression) return true;
+  const left = at(expression, "match", "left");
+  const field = isObject(left) && Array.isArray(left["&"]) ? left["&"][0] : left;
+  return at(field, "payload", "field") === "flags" || at(left, "ct", "key") === "status";
 }
 
 /** Whether a packet may leave the chain there other than by being dropped. */

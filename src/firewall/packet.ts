@@ -59,11 +59,11 @@ export function matchTcpFlags(match: JsonObject, packet: PacketFacts): Answer | 
   const { left, op } = match;
   const masked = isObject(left) && Array.isArray(left["&"]) ? left["&"] : null;
   const field = masked === null ? left : masked[0];
+  if (at(field, "payload", "field") !== "flags" || at(field, "payload", "protocol") !== "tcp")
+    return null;
   const wanted = flagNames(match.right ?? null);
   const mask = masked === null ? tcpFlags : flagNames(masked[1] ?? null);
   if (packet.plainSegment !== true || wanted === null || mask === null) return null;
-  if (at(field, "payload", "protocol") !== "tcp" || at(field, "payload", "field") !== "flags")
-    return null;
   const answers = {
     "==": () => hasExactly(mask, wanted),
     "!=": () => not(hasExactly(mask, wanted)),

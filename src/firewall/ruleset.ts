@@ -61,11 +61,6 @@ const chainSchema = member.extend({
   policy: z.enum(["accept", "drop"]).optional(),
   dev: z.union([z.string(), z.array(z.string())]).optional(),
 });
-const ruleSchema = member.extend({
-  chain: z.string(),
-  expr: z.array(z.custom<JsonObject>((value) => typeof value === "object" && value !== null)),
-  unlisted: z.array(z.string()).optional(),
-});
 const setSchema = member.extend({
   name: z.string(),
   elem: z.array(z.custom<Json>()).optional(),
@@ -73,9 +68,8 @@ const setSchema = member.extend({
   flags: z.union([z.string(), z.array(z.string())]).optional(),
   timeout: z.number().optional(),
 });
-const listingSchema = z.object({
-  nftables: z.array(z.custom<JsonObject>((value) => isObject(value as Json))),
-});
+const objectSchema = z.custom<JsonObject>((value) => isObject(value as Json));
+const listingSchema = z.object({ nftables: z.array(z.custom<Json>()) });
 
 /**
  * Reads what the datapath's `readForeignRuleset()` answers.
@@ -85,22 +79,15 @@ const listingSchema = z.object({
 export function parseRuleset(foreign: { nft: string; legacy: string }): Ruleset {
   const ruleset: Ruleset = { chains: new Map(), sets: new Map() };
   const listing = listingSchema.parse(JSON.parse(foreign.nft));
-  for (const object of listing.nftables) {
+  const objects = listing.nftables.map((object) =>
+    isObject(object) ? object : objectSchema.parse(object),
+  );
+  for (const object of objects) {
     if (object.chain !== undefined) addChain(ruleset, chainSchema.parse(object.chain));
     for (const kind of ["set", "map", "meter"])
       if (object[kind] !== undefined) addSet(ruleset, setSchema.parse(object[kind]));
   }
-  for (const object of listing.nftables) {
-    if (object.rule === undefined) continue;
-    const rule = ruleSchema.parse(object.rule);
-    const table = `${rule.family} ${rule.table}`;
-    ruleset.chains.get(`${table} ${rule.chain}`)?.rules.push({
-      expressions: rule.expr,
-      text: "",
-      unlisted: rule.unlisted ?? [],
-    });
-    noteUpdates(ruleset, table, rule.expr);
-  }
+  for (const object of objects) if (object.rule !== undefined) addRule(ruleset, object.rule);
   for (const chain of parseLegacy(foreign.legacy)) ruleset.chains.set(chain.name, chain);
   return ruleset;
 }
@@ -122,6 +109,23 @@ function addChain(ruleset: Ruleset, chain: z.infer<typeof chainSchema>): void {
   ruleset.chains.set(name, { name, table, family: chain.family, rules: [], base });
 }
 
+/** By hand: there may be thousands, and a schema takes ten times as long. */
+function addRule(ruleset: Ruleset, rule: Json): void {
+  const [family, of, name] = ["family", "table", "chain"].map((key) => at(rule, key));
+  const expressions = at(rule, "expr");
+  const named = typeof family === "string" && typeof of === "string" && typeof name === "string";
+  if (!named || !Array.isArray(expressions) || !expressions.every(isObject))
+    throw new SyntaxError("nft lists a rule in a form that natbridge does not know");
+  const unlisted = at(rule, "unlisted");
+  const table = `${family} ${of}`;
+  ruleset.chains.get(`${table} ${name}`)?.rules.push({
+    expressions,
+    text: "",
+    unlisted: Array.isArray(unlisted) ? unlisted.map(String) : [],
+  });
+  noteUpdates(ruleset, table, expressions);
+}
+
 function addSet(ruleset: Ruleset, set: z.infer<typeof setSchema>): void {
   const flags = typeof set.flags === "string" ? [set.flags] : (set.flags ?? []);
   ruleset.sets.set(`${set.family} ${set.table} ${set.name}`, {
@@ -135,7 +139,8 @@ function addSet(ruleset: Ruleset, set: z.infer<typeof setSchema>): void {
 /** nft's listing does not always say that a set is dynamic; a rule that writes to it does. */
 function noteUpdates(ruleset: Ruleset, table: string, expressions: JsonObject[]): void {
   for (const expression of expressions) {
-    for (const kind of ["set", "map", "meter"]) {
+    for (const kind of ["set", "map", "meter"] as const) {
+      if (expression[kind] === undefined) continue;
       const name = at(expression, kind, kind === "meter" ? "name" : kind);
       if (typeof name !== "string") continue;
       const set = ruleset.sets.get(`${table} ${name.replace(/^@/, "")}`);

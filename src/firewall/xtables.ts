@@ -281,6 +281,7 @@ function readTcp({ info }: Extension) {
 }
 
 function tcpReason(extension: Extension, packet: PacketFacts): string | null {
+  if (!packet.protocols.includes("tcp")) return null;
   // iptables-legacy's options of this match have become expressions of their own.
   if (extension.options !== null)
     return extension.options.length === 0 ? null : "it decides by each packet's options";

@@ -9,6 +9,7 @@ mod link;
 mod namespace;
 pub(crate) mod netlink;
 pub(crate) mod nla;
+mod packet_routing;
 mod qdisc;
 mod route;
 mod rtnetlink;
@@ -25,6 +26,7 @@ pub use conntrack::{
 };
 pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
 pub use link::{LinkInfo, delete_link, list_links};
+pub use packet_routing::list_packet_routing;
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
 pub use sandbox::{ResolvedPid, SandboxInfo, SandboxInterface, inspect_sandbox, resolve_pid};
 pub use sysctl::{read_sysctl, write_sysctl};

@@ -157,13 +157,7 @@ impl Router {
         wire.enter();
         let (a, b) = (packet_socket("a1"), packet_socket("b1"));
         router.enter();
-        let mac = |name: &str| {
-            let text =
-                std::fs::read_to_string(format!("/proc/self/net/dev_mcast")).unwrap_or_default();
-            let _ = text;
-            read_mac(name)
-        };
-        let (a_mac, b_mac) = (mac("a0"), mac("b0"));
+        let (a_mac, b_mac) = (mac_of("a0"), mac_of("b0"));
         Self { a, b, a_mac, b_mac, port: FIRST_PORT, sequence: 0, _wire: wire, _router: router }
     }
 
@@ -386,7 +380,7 @@ fn packet_socket(name: &str) -> OwnedFd {
     socket
 }
 
-fn read_mac(name: &str) -> [u8; 6] {
+fn mac_of(name: &str) -> [u8; 6] {
     let output =
         std::process::Command::new("ip").args(["-br", "link", "show", name]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();

@@ -169,7 +169,7 @@ const STEADY: &[&str] = &[
     "meta mark set ct mark and 1",
     "ct mark set ct mark or 2",
     "tcp option maxseg size set 1200",
-    "log level debug",
+    "limit rate 3/second log level debug",
     "meta mark set jhash th sport mod 3",
     "meta mark set th dport map { 80 : 1, 443 : 2 }",
     "meta mark set th dport map @marks",
@@ -199,15 +199,9 @@ const UNSTEADY: &[&str] = &[
     "reset tcp option timestamp",
     "ct mark set ct mark lshift 1",
 ];
-const UNSTEADY4: &[&str] = &[
-    "ip dscp set cs1",
-    "ip ttl set 64",
-    "ip ecn set ce",
-    "ip frag-off set 0",
-    "meta mark set ip dscp",
-];
-const UNSTEADY6: &[&str] =
-    &["ip6 hoplimit set 64", "ip6 dscp set cs1", "meta mark set ip6 hoplimit"];
+const UNSTEADY4: &[&str] =
+    &["ip dscp set cs1", "ip ttl set 64", "ip ecn set ce", "ip frag-off set 0"];
+const UNSTEADY6: &[&str] = &["ip6 hoplimit set 64", "ip6 dscp set cs1"];
 
 const VERDICTS: &[&str] = &[
     "accept",
@@ -368,7 +362,7 @@ fn rule(random: &mut Random, family: &str, chain: &str, varied: bool) -> String 
     // What the family has no word for.
     let text = words.join(" ");
     match family {
-        "ip" | "ip6" => text.replace("meta nfproto ipv4", "meta l4proto tcp"),
+        "ip" | "ip6" => text.replace("meta nfproto ipv4", "meta protocol ip"),
         _ => text,
     }
 }

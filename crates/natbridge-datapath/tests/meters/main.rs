@@ -17,7 +17,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flow::{Direction, Fate, Flow, Router};
-use grammar::{Ruleset, Tool};
+use grammar::Ruleset;
 use natbridge_datapath::firewall::read_foreign_ruleset;
 use random::Random;
 use serde_json::{Value, json};
@@ -141,5 +141,4 @@ fn what_may_be_carried_fares_alike() {
     println!("{case} rulesets: {tally:?}");
     assert!(tally.free > 0 && tally.hindered > 0, "{tally:?}");
     assert!(u64::from(tally.refused) < case / 2, "the grammar is mostly refused: {tally:?}");
-    let _ = Tool::Nft;
 }
