@@ -181,6 +181,8 @@ export function matchOne(left: Json | undefined, value: Json, packet: PacketFact
 
 function matchState(value: Json, packet: PacketFacts): Answer {
   if (packet.connectionStates === undefined || typeof value !== "string") return "maybe";
+  // iptables' states of translated connections, which they have besides another.
+  if (value === "snat" || value === "dnat") return "maybe";
   return oneOf(packet.connectionStates, value);
 }
 

@@ -219,6 +219,8 @@ const stateBits: Record<string, number> = {
   related: 1 << 2,
   new: 1 << 3,
 };
+/** XT_CONNTRACK_STATE_SNAT and _DNAT. */
+const translatedStates = (1 << 6) | (1 << 7);
 /** IPS_EXPECTED, IPS_CONFIRMED, and by which address it is translated: set before anything is learned. */
 const settledStatuses = 1 | (1 << 3) | (1 << 4) | (1 << 5);
 
@@ -264,7 +266,9 @@ function matchConntrack(extension: Extension, packet: PacketFacts): Answer {
   const answers = packet.connectionStates.map((state) => match.states & (stateBits[state] ?? 0));
   const all = answers.every((bits) => bits !== 0);
   const none = answers.every((bits) => bits === 0);
-  const plain: Answer = all ? "yes" : none ? "no" : "maybe";
+  // A translated connection has its own state besides.
+  const translated = (match.states & translatedStates) !== 0;
+  const plain: Answer = all ? "yes" : none && !translated ? "no" : "maybe";
   const state = match.inverted & byState ? not(plain) : plain;
   return match.flags === byState || match.flags === (byState | (1 << 13))
     ? state

@@ -18,6 +18,12 @@ for (const name of [
   });
 }
 
+for (const name of ["docker-20", "kube-proxy", "ufw-route-limit"])
+  test(`${name} has none, by iptables-nft and by iptables-legacy`, () => {
+    assert.equal(findMeters(listed(name)), []);
+    assert.equal(findMeters(saved(name)), []);
+  });
+
 test("each kind is found once, where it works", () => {
   const found = findMeters(listed("meters")).map(
     ({ where, rule, reason }) => `${where} | ${rule} | ${reason}`,

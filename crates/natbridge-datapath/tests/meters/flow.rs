@@ -19,7 +19,8 @@ use crate::random::Random;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FIRST_PORT: u16 = 20000;
-pub const SERVER_PORT: u16 = 80;
+const SERVER_PORT: u16 = 80;
+const PUBLISHED_PORT: u16 = 8080;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -37,11 +38,17 @@ pub enum Fate {
 pub struct Flow {
     ipv6: bool,
     protocol: u8,
+    /// To a port of the router, which translates it to the server's.
+    published: bool,
 }
 
 impl Flow {
     pub fn random(random: &mut Random) -> Self {
-        Self { ipv6: random.chance(30), protocol: if random.chance(65) { TCP } else { UDP } }
+        Self {
+            ipv6: random.chance(30),
+            protocol: if random.chance(65) { TCP } else { UDP },
+            published: random.chance(30),
+        }
     }
 }
 
@@ -102,6 +109,8 @@ pub struct Router {
 
 const CLIENT4: [u8; 4] = [10, 1, 0, 2];
 const SERVER4: [u8; 4] = [10, 2, 0, 2];
+const ROUTER4: [u8; 4] = [10, 1, 0, 1];
+const ROUTER6: &str = "fd01::1";
 const CLIENT6: &str = "fd01::2";
 const SERVER6: &str = "fd02::2";
 const WIRE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -144,6 +153,12 @@ impl Router {
             "nft -f - <<'END'
              table inet natbridge {{
                chain track {{ type filter hook prerouting priority 0; ct state invalid counter; }}
+               chain publish {{ type nat hook prerouting priority -100;
+                 ip daddr 10.1.0.1 tcp dport 8080 dnat ip to 10.2.0.2:80
+                 ip daddr 10.1.0.1 udp dport 8080 dnat ip to 10.2.0.2:80
+                 ip6 daddr fd01::1 tcp dport 8080 dnat ip6 to [fd02::2]:80
+                 ip6 daddr fd01::1 udp dport 8080 dnat ip6 to [fd02::2]:80
+               }}
                chain show {{ type filter hook postrouting priority 32000;
                  meta nfproto ipv4 ip id set 0
                  meta nfproto ipv6 ip6 flowlabel set 0
@@ -216,8 +231,11 @@ impl Router {
         } else {
             (CLIENT4.into(), SERVER4.into())
         };
-        let (source, destination) = if there { (client, server) } else { (server, client) };
-        let (from, to) = if there { (self.port, SERVER_PORT) } else { (SERVER_PORT, self.port) };
+        let router: IpAddr = if flow.ipv6 { ROUTER6.parse().unwrap() } else { ROUTER4.into() };
+        let (meant, port) =
+            if flow.published { (router, PUBLISHED_PORT) } else { (server, SERVER_PORT) };
+        let (source, destination) = if there { (client, meant) } else { (server, client) };
+        let (from, to) = if there { (self.port, port) } else { (SERVER_PORT, self.port) };
         let transport =
             transport(flow.protocol, from, to, self.sequence, variation, source, destination);
         let mut frame = Vec::new();
@@ -283,10 +301,11 @@ impl Sent {
     /// Whether the frame is this packet, having left the router.
     fn is(&self, flow: &Flow, frame: &[u8]) -> bool {
         let transport = if flow.ipv6 { 54 } else { 34 };
+        let protocol = if flow.ipv6 { 20 } else { 23 };
         let at = transport + if flow.protocol == TCP { 4 } else { 8 };
         frame.get(..6) == Some(&WIRE_MAC)
             && frame.get(12..14) == self.frame.get(12..14)
-            && frame.get(transport..transport + 4) == self.frame.get(transport..transport + 4)
+            && frame.get(protocol) == Some(&flow.protocol)
             && frame.get(at..at + 4) == Some(&self.sequence.to_be_bytes())
     }
 }
@@ -300,12 +319,15 @@ fn fate(flow: &Flow, sent: &[u8], got: &[u8]) -> Fate {
         let mark = u32::from(u16::from_be_bytes([got[18], got[19]]));
         (sent[15] ^ got[15], sent[22].wrapping_sub(got[22]), mark, 34)
     };
-    Fate::Passed {
-        mark,
-        class,
-        ttl,
-        transport: sent.get(transport..) == got.get(transport..sent.len()),
-    }
+    // Translation changes ports and checksum.
+    let untouched = |frame: &[u8]| {
+        let mut bytes = frame[transport..sent.len().min(frame.len())].to_vec();
+        let sum = if flow.protocol == TCP { 16 } else { 6 };
+        bytes[..4].fill(0);
+        bytes[sum..sum + 2].fill(0);
+        bytes
+    };
+    Fate::Passed { mark, class, ttl, transport: untouched(sent) == untouched(got) }
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -55,6 +55,9 @@ const CONSTANT: &[&str] = &[
     "tcp flags & (syn|rst) == 0",
     "tcp flags != syn",
     "ct status snat",
+    "ct status dnat",
+    "th dport 8080",
+    "ct status expected",
     "ct status confirmed",
     "meta pkttype host",
     "meta skuid 0",
@@ -322,7 +325,11 @@ fn nft(random: &mut Random) -> String {
     };
     let varied = random.chance(45);
     let mut chains = String::new();
-    for (name, head) in [("c2", ""), ("c1", ""), ("base", base.as_str())] {
+    let late = "type filter hook postrouting priority 10;";
+    for (name, head) in [("c2", ""), ("c1", ""), ("base", base.as_str()), ("late", late)] {
+        if name == "late" && (family == "netdev" || random.chance(70)) {
+            continue;
+        }
         let count = if head.is_empty() { random.below(3) } else { 1 + random.below(5) };
         let rules: Vec<String> = (0..count).map(|_| rule(random, family, name, varied)).collect();
         chains.push_str(&format!("  chain {name} {{ {head}\n    {}\n  }}\n", rules.join("\n    ")));
@@ -357,7 +364,7 @@ fn rule(random: &mut Random, family: &str, chain: &str, varied: bool) -> String 
     if random.chance(60) || words.is_empty() {
         let verdict = random.pick(if vary { VARYING_VERDICTS } else { VERDICTS });
         let leads = verdict.contains("c1") || verdict.contains("c2");
-        words.push(if leads && chain != "base" { "return" } else { verdict });
+        words.push(if leads && chain.starts_with('c') { "return" } else { verdict });
     }
     // What the family has no word for.
     let text = words.join(" ");
@@ -396,6 +403,9 @@ const MATCHES: &[&str] = &[
     "-m owner --uid-owner 0",
     "-m connmark ! --mark 0",
     "-m mark ! --mark 0/0xff",
+    "-m conntrack --ctstate DNAT",
+    "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT",
+    "-m conntrack --ctstatus CONFIRMED",
 ];
 const VARYING_MATCHES: &[&str] = &[
     "-p tcp -m tcp --tcp-flags PSH PSH",
