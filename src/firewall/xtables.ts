@@ -4,7 +4,7 @@
  * their options in words.
  */
 
-import { at, type Json } from "./json.ts";
+import { at, isObject, type Json, type JsonObject } from "./json.ts";
 import { type Answer, and, matchPlainFlags, not, oneOf, type PacketFacts } from "./packet.ts";
 
 /** `{ "xt": … }` of a rule. */
@@ -17,7 +17,20 @@ export interface Extension {
   options: string[] | null;
 }
 
+const read = new WeakMap<JsonObject, Extension>();
+
+/** Read once: it is asked for again and again. */
 export function readExtension(xt: Json): Extension {
+  if (!isObject(xt)) return parseExtension(xt);
+  let extension = read.get(xt);
+  if (extension === undefined) {
+    extension = parseExtension(xt);
+    read.set(xt, extension);
+  }
+  return extension;
+}
+
+function parseExtension(xt: Json): Extension {
   const type = at(xt, "type");
   const name = at(xt, "name");
   const options = at(xt, "options");

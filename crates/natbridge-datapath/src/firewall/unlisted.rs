@@ -86,6 +86,9 @@ const LISTED: [&str; 40] = [
     "xfrm",
 ];
 
+/// Extensions whose bytes `src/firewall/xtables.ts` reads.
+const READ: [&str; 4] = ["CONNMARK", "conntrack", "state", "tcp"];
+
 /// Family and table, then the name of a chain or set.
 type Named<T> = HashMap<(String, String, String), T>;
 
@@ -204,12 +207,15 @@ fn read_rules(netlink: &mut Netlink) -> Result<HashMap<(String, String, u64), Ke
 
 fn extension(kind: &str, data: Attribute<'_>) -> Value {
     let data = data.nested();
-    let info = data.find(NFTA_MATCH_INFO).map_or_else(String::new, |info| hex(info.value));
+    let name = data.find(NFTA_MATCH_NAME).map_or_else(String::new, |name| name.text());
+    if !READ.contains(&name.as_str()) {
+        return json!({ "type": kind, "name": name });
+    }
     json!({
         "type": kind,
-        "name": data.find(NFTA_MATCH_NAME).map_or_else(String::new, |name| name.text()),
+        "name": name,
         "rev": data.find(NFTA_MATCH_REV).and_then(|revision| revision.be32()),
-        "info": info,
+        "info": data.find(NFTA_MATCH_INFO).map_or_else(String::new, |info| hex(info.value)),
     })
 }
 

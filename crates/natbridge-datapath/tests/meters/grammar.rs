@@ -20,6 +20,21 @@ pub struct Ruleset {
 
 /// Conditions of both families, each the same for all packets of a connection.
 const CONSTANT: &[&str] = &[
+    "rt classid 0",
+    "osf name \"Linux\"",
+    "meta cgroup 0",
+    "meta skgid 0",
+    "ct l3proto ipv4",
+    "ct protocol tcp",
+    "meta iifkind \"veth\"",
+    "ether saddr 02:00:00:00:00:09",
+    "ether type ip",
+    "meta iifgroup 0",
+    "meta sdifname lo",
+    "ct helper \"ftp\"",
+    "th dport 80-90",
+    "th dport vmap { 22 : drop }",
+    "ct state invalid,untracked",
     "meta l4proto tcp",
     "meta l4proto udp",
     "meta l4proto { tcp, udp }",
@@ -72,6 +87,12 @@ const CONSTANT: &[&str] = &[
     "meta protocol ip",
 ];
 const CONSTANT4: &[&str] = &[
+    "ip version 4",
+    "ip hdrlength 5",
+    "rt nexthop 10.2.0.2",
+    "fib saddr . iif oif exists",
+    "fib daddr . mark type local",
+    "ip option lsrr exists",
     "ip saddr 10.1.0.2",
     "ip saddr 10.1.0.0/24",
     "ip saddr != 10.1.0.2",
@@ -84,6 +105,8 @@ const CONSTANT4: &[&str] = &[
     "fib saddr oif a0",
 ];
 const CONSTANT6: &[&str] = &[
+    "fib saddr . iif oif exists",
+    "exthdr rt exists",
     "ip6 saddr fd01::2",
     "ip6 saddr fd01::/64",
     "ip6 daddr fd02::2",
@@ -94,6 +117,16 @@ const CONSTANT6: &[&str] = &[
 
 /// Conditions whose answer may differ from packet to packet.
 const VARYING: &[&str] = &[
+    "tcp option @34,8,8 4",
+    "tcp option maxseg exists",
+    "meta hour \"00:00\"-\"23:59\"",
+    "socket transparent 1",
+    "tcp flags { ack, ack|psh }",
+    "tcp flags psh / psh,ack",
+    "ct status seen-reply,assured",
+    "@th,0,16 & 0xff00 > 0",
+    "udp checksum > 30000",
+    "ct reply bytes > 900",
     "meta length > 100",
     "meta length < 700",
     "tcp flags psh",
@@ -184,6 +217,10 @@ const STEADY: &[&str] = &[
 ];
 /// Statements that do not.
 const UNSTEADY: &[&str] = &[
+    "ct event set new",
+    "meta pkttype set host",
+    "tcp flags set ack",
+    "tcp option timestamp tsval set 7",
     "ct mark set ct mark xor 1",
     "meta mark set numgen inc mod 3",
     "meta priority set numgen inc mod 3",
