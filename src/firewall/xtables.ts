@@ -42,11 +42,17 @@ function parseExtension(xt: Json): Extension {
   };
 }
 
+const bytesOf = new Map<string, DataView>();
+
 function readInfo(revision: Json | undefined, hex: Json | undefined): Extension["info"] {
   if (typeof revision !== "number" || typeof hex !== "string") return null;
+  const known = bytesOf.get(hex);
+  if (known !== undefined) return { revision, bytes: known };
   const bytes = new DataView(new ArrayBuffer(hex.length >> 1));
   for (let index = 0; index < bytes.byteLength; index += 1)
     bytes.setUint8(index, Number.parseInt(hex.slice(2 * index, 2 * index + 2), 16));
+  // Thousands of rules ask for the same few things.
+  if (bytesOf.size < 1000) bytesOf.set(hex, bytes);
   return { revision, bytes };
 }
 
@@ -237,20 +243,21 @@ const translatedStates = (1 << 6) | (1 << 7);
 /** IPS_EXPECTED, IPS_CONFIRMED, and by which address it is translated: set before anything is learned. */
 const settledStatuses = 1 | (1 << 3) | (1 << 4) | (1 << 5);
 
-/** `struct xt_conntrack_mtinfo1` to `3` and `struct xt_state_info`; null if not known. */
+/** `struct xt_conntrack_mtinfo1` to `3` behind the addresses, `struct xt_state_info`; null if not known. */
 function readConntrack({ name, info }: Extension): Conntrack | null {
   if (info === null) return null;
   const { revision, bytes } = info;
   if (name === "state" && bytes.byteLength >= 4)
     return { flags: byState, inverted: 0, states: bytes.getUint32(0, littleEndian), statuses: 0 };
-  if (name !== "conntrack" || revision < 1 || revision > 3 || bytes.byteLength < 154) return null;
   const wide = revision > 1;
-  const [flags, inverted] = [146, 148].map((offset) => bytes.getUint16(offset, littleEndian));
+  const known = name === "conntrack" && revision >= 1 && revision <= 3;
+  if (!known || bytes.byteLength < (wide ? 26 : 24)) return null;
+  const [flags, inverted] = [18, 20].map((offset) => bytes.getUint16(offset, littleEndian));
   return {
     flags: flags ?? 0,
     inverted: inverted ?? 0,
-    states: wide ? bytes.getUint16(150, littleEndian) : bytes.getUint8(150),
-    statuses: wide ? bytes.getUint16(152, littleEndian) : bytes.getUint8(151),
+    states: wide ? bytes.getUint16(22, littleEndian) : bytes.getUint8(22),
+    statuses: wide ? bytes.getUint16(24, littleEndian) : bytes.getUint8(23),
   };
 }
 

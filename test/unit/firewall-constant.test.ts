@@ -252,7 +252,7 @@ const conntrack = (flags: number, states: number, statuses = 0): object => ({
     type: "match",
     name: "conntrack",
     rev: 3,
-    info: info(168, { 146: flags, 150: states, 152: statuses }),
+    info: info(40, { 18: flags, 22: states, 24: statuses }),
   },
 });
 const recent = { xt: { type: "match", name: "recent", rev: 1, info: "" } };

@@ -86,8 +86,9 @@ const LISTED: [&str; 40] = [
     "xfrm",
 ];
 
-/// Extensions whose bytes `src/firewall/xtables.ts` reads.
-const READ: [&str; 4] = ["CONNMARK", "conntrack", "state", "tcp"];
+/// Extensions whose bytes `src/firewall/xtables.ts` reads, and where in their struct it begins to:
+/// behind conntrack's addresses.
+const READ: [(&str, usize); 4] = [("CONNMARK", 0), ("conntrack", 128), ("state", 0), ("tcp", 0)];
 
 /// Family and table, then the name of a chain or set.
 type Named<T> = HashMap<(String, String, String), T>;
@@ -208,14 +209,15 @@ fn read_rules(netlink: &mut Netlink) -> Result<HashMap<(String, String, u64), Ke
 fn extension(kind: &str, data: Attribute<'_>) -> Value {
     let data = data.nested();
     let name = data.find(NFTA_MATCH_NAME).map_or_else(String::new, |name| name.text());
-    if !READ.contains(&name.as_str()) {
+    let Some((_, start)) = READ.iter().find(|(known, _)| *known == name) else {
         return json!({ "type": kind, "name": name });
-    }
+    };
+    let info = data.find(NFTA_MATCH_INFO).and_then(|info| info.value.get(*start..));
     json!({
         "type": kind,
         "name": name,
         "rev": data.find(NFTA_MATCH_REV).and_then(|revision| revision.be32()),
-        "info": data.find(NFTA_MATCH_INFO).map_or_else(String::new, |info| hex(info.value)),
+        "info": hex(info.unwrap_or_default()),
     })
 }
 

@@ -76,7 +76,6 @@ const CONSTANT: &[&str] = &[
     "ct status confirmed",
     "meta pkttype host",
     "meta skuid 0",
-    "ct original proto-dst 80",
     "jhash th sport mod 2 0",
     "symhash mod 2 0",
     "th dport @ports",
