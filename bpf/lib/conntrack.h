@@ -177,7 +177,8 @@ static __always_inline bool find_connection(struct __sk_buff *skb, const struct 
 static __always_inline int check_connection(const struct nb_packet *packet,
 					    const struct nb_connection *connection)
 {
-	__u64 needed = IPS_CONFIRMED;
+	/* Until somebody has answered, rules take each packet for a new connection's. */
+	__u64 needed = IPS_CONFIRMED | IPS_SEEN_REPLY;
 
 	if (packet->key.protocol == IPPROTO_TCP) {
 		needed |= IPS_ASSURED;

@@ -281,6 +281,9 @@ export declare function listFlows(): Promise<Array<FlowInfo>>
 /** All devices of the host with addresses and queueing disciplines. */
 export declare function listLinks(): Promise<Array<LinkInfo>>
 
+/** Routing rules and routes that ask for what differs between packets of one connection. */
+export declare function listPacketRouting(): Promise<Array<string>>
+
 /** The loaded programs and where they hang. */
 export declare function listPrograms(): Promise<Array<ProgramInfo>>
 

@@ -773,7 +773,7 @@ if (
   }
 }
 
-const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
+const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
 export { applyFirewall }
 export { bumpGeneration }
 export { closeFastPath }
@@ -795,6 +795,7 @@ export { listConntrack }
 export { listDevices }
 export { listFlows }
 export { listLinks }
+export { listPacketRouting }
 export { listPrograms }
 export { listRoutes }
 export { loadFastPath }

@@ -161,6 +161,15 @@ export async function checkFirewall(datapath: Datapath): Promise<Finding[]> {
       ),
     );
   }
+  for (const rule of await datapath.listPacketRouting()) {
+    findings.push(
+      finding(
+        "routing",
+        "warning",
+        `${rule}: it routes packets of one connection apart, so the fast path stays off`,
+      ),
+    );
+  }
   if (findings.length === 0) findings.push(finding("firewall", "ok", "nothing in the way"));
   return findings;
 }

@@ -106,6 +106,7 @@ class AddonDatapath implements Datapath {
   writeSysctl = (key: string, value: string) => now(() => this.#native.writeSysctl(key, value));
   listLinks = () => later(() => this.#native.listLinks());
   listRoutes = () => later(() => this.#native.listRoutes());
+  listPacketRouting = () => later(() => this.#native.listPacketRouting());
   countXfrmPolicies = () => later(() => this.#native.countXfrmPolicies());
   createBridge = (spec: BridgeSpec) => later(() => this.#native.createBridge(spec));
   ensureBridge = (spec: BridgeSpec) => later(() => this.#native.ensureBridge(spec));

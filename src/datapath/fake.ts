@@ -86,6 +86,7 @@ export class FakeDatapath implements Datapath {
   conntrack: ConntrackEntry[] = [];
   foreign = { nft: '{"nftables":[]}', legacy: "" };
   xfrmPolicies = 0;
+  packetRouting: string[] = [];
   readonly devices = new Map<number, DeviceSpec>();
   ports: PortEntry[] = [];
   localAddresses: string[] = [];
@@ -171,6 +172,10 @@ export class FakeDatapath implements Datapath {
 
   async listRoutes(): Promise<RouteInfo[]> {
     return [...this.routes];
+  }
+
+  async listPacketRouting(): Promise<string[]> {
+    return [...this.packetRouting];
   }
 
   async countXfrmPolicies(): Promise<number> {

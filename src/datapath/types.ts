@@ -333,6 +333,8 @@ export interface Datapath {
   writeSysctl(key: string, value: string): void;
   listLinks(): Promise<LinkInfo[]>;
   listRoutes(): Promise<RouteInfo[]>;
+  /** Routing rules and routes that ask for what differs between packets of one connection, in words. */
+  listPacketRouting(): Promise<string[]>;
   /** Number of xfrm (IPsec) policies in force. */
   countXfrmPolicies(): Promise<number>;
   createBridge(spec: BridgeSpec): Promise<LinkInfo>;

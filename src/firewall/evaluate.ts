@@ -2,74 +2,32 @@
 
 import { Address4, Address6 } from "ip-address";
 import { at, isObject, type Json, type JsonObject } from "./json.ts";
+import { type Answer, and, matchTcpFlags, not, oneOf, or, type PacketFacts } from "./packet.ts";
 import type { Chain, Ruleset } from "./ruleset.ts";
+import { matchExtension } from "./xtables.ts";
 
-export type Answer = "yes" | "no" | "maybe";
-
-/** What is known of a packet; a missing field is unknown, null says that the packet has none. */
-export interface PacketFacts {
-  family?: "ipv4" | "ipv6";
-  /** It is one of these. */
-  protocols: ("tcp" | "udp")[];
-  inputDevice?: string | null;
-  outputDevice?: string | null;
-  /** Several: one of these. */
-  source?: string | string[];
-  destination?: string | string[];
-  destinationPort?: number;
-  connectionState: "new" | "established";
-  /** TCP packets carry neither SYN nor FIN nor RST. */
-  plainSegment?: boolean;
-  /** The route back to the source exists, and the destination is an address of this host. */
-  local?: boolean;
-}
-
-export function not(answer: Answer): Answer {
-  if (answer === "maybe") return "maybe";
-  return answer === "yes" ? "no" : "yes";
-}
-
-export function and(answers: Answer[]): Answer {
-  if (answers.includes("no")) return "no";
-  return answers.includes("maybe") ? "maybe" : "yes";
-}
-
-function or(answers: Answer[]): Answer {
-  if (answers.includes("yes")) return "yes";
-  return answers.includes("maybe") ? "maybe" : "no";
-}
-
-/** Statements that let every packet go on to the next one of the rule. */
+/**
+ * Statements that let every packet go on to the next one of the rule, or end its way there. Not
+ * among them: what breaks the rule off for some packets (a limit, a full set, a map without the key).
+ */
 const transparent = new Set([
   "accept",
-  "counter",
+  "comment",
+  "continue",
   "ct helper",
   "ct timeout",
-  "drop",
   "dnat",
-  "dup",
-  "flow",
-  "fwd",
+  "drop",
   "goto",
   "jump",
   "last",
   "log",
-  "mangle",
-  "map",
   "masquerade",
   "notrack",
-  "queue",
   "redirect",
   "reject",
   "return",
-  "secmark",
-  "set",
   "snat",
-  "synproxy",
-  "tproxy",
-  "vmap",
-  "continue",
-  "comment",
 ]);
 
 /** Does the packet match all conditions of the rule? */
@@ -80,20 +38,36 @@ export function matchRule(
   packet: PacketFacts,
 ): Answer {
   const answers = [matchFamily(chain, packet)];
-  for (const expression of expressions) {
-    const match = expression.match;
-    if (isObject(match)) answers.push(matchExpression(ruleset, chain, match, packet));
-    else if (at(expression, "xt", "type") === "match") {
-      answers.push(at(expression, "xt", "name") === "comment" ? "yes" : "maybe");
-    } else if (!Object.keys(expression).every((key) => transparent.has(key) || key === "xt")) {
-      // limit, quota, meters, and whatever a newer nft has.
-      answers.push("maybe");
-    }
-  }
+  for (const expression of expressions)
+    answers.push(matchStatement(ruleset, chain, expression, packet));
   return and(answers);
 }
 
-function matchFamily(chain: Chain, packet: PacketFacts): Answer {
+/** Does the packet get past the expression, to the next one of the rule? */
+export function matchStatement(
+  ruleset: Ruleset,
+  chain: Chain,
+  expression: JsonObject,
+  packet: PacketFacts,
+): Answer {
+  if (isObject(expression.match)) return matchExpression(ruleset, chain, expression.match, packet);
+  if (expression.xt !== undefined) return matchExtension(expression.xt, packet);
+  if ("vmap" in expression) return "yes";
+  if ("counter" in expression)
+    return at(expression, "counter", "map") === undefined ? "yes" : "maybe";
+  if ("mangle" in expression) return setsMark(expression) ? "yes" : "maybe";
+  return Object.keys(expression).every((key) => transparent.has(key)) ? "yes" : "maybe";
+}
+
+/** Setting a mark to a number can't fail; writing to a header, or by a map, can. */
+function setsMark(expression: JsonObject): boolean {
+  return (
+    at(expression, "mangle", "key", "meta", "key") === "mark" &&
+    typeof at(expression, "mangle", "value") === "number"
+  );
+}
+
+export function matchFamily(chain: Chain, packet: PacketFacts): Answer {
   if (packet.family === undefined)
     return chain.family === "ip" || chain.family === "ip6" ? "maybe" : "yes";
   if (chain.family === "ip") return packet.family === "ipv4" ? "yes" : "no";
@@ -133,11 +107,6 @@ function matchLayer(left: Json | undefined, packet: PacketFacts): Answer {
   )
     ? "no"
     : "maybe";
-}
-
-function oneOf(known: readonly string[], wanted: string): Answer {
-  if (!known.includes(wanted)) return "no";
-  return known.length === 1 ? "yes" : "maybe";
 }
 
 /** Is the left side among the values of the right side? */
@@ -181,8 +150,10 @@ function matchConcatenation(
 /** Single values, prefixes and ranges of a right side; null if they are not known. */
 export function valuesOf(ruleset: Ruleset, chain: Chain, right: Json): Json[] | null {
   if (typeof right === "string" && right.startsWith("@")) {
-    const elements = ruleset.sets.get(`${chain.table} ${right.slice(1)}`);
-    return elements === undefined ? null : elements.map(unwrapped);
+    const set = ruleset.sets.get(`${chain.table} ${right.slice(1)}`);
+    // What packets or time put in and out is not known.
+    if (set === undefined || set.dynamic || set.expiring) return null;
+    return set.elements.map(unwrapped);
   }
   if (Array.isArray(right)) return right;
   const set = at(right, "set");
@@ -202,10 +173,17 @@ export function matchOne(left: Json | undefined, value: Json, packet: PacketFact
   if (meta !== undefined) return matchMeta(meta, value, packet);
   const field = at(left, "payload", "field");
   if (field !== undefined) return matchPayload(field, value, packet);
-  if (at(left, "ct", "key") === "state") return value === packet.connectionState ? "yes" : "no";
+  if (at(left, "ct", "key") === "state") return matchState(value, packet);
   const fib = at(left, "fib", "result");
   if (fib !== undefined && packet.local === true) return matchLocalRoute(left, fib, value);
   return matchFlags(left, value, packet);
+}
+
+function matchState(value: Json, packet: PacketFacts): Answer {
+  if (packet.connectionStates === undefined || typeof value !== "string") return "maybe";
+  // iptables' states of translated connections, which they have besides another.
+  if (value === "snat" || value === "dnat") return "maybe";
+  return oneOf(packet.connectionStates, value);
 }
 
 function matchMeta(key: Json, value: Json, packet: PacketFacts): Answer {
@@ -330,58 +308,6 @@ function matchLocalRoute(left: Json | undefined, result: Json, value: Json): Ans
   }
   // `fib saddr . iif oif missing`, the reverse path filter, is `== false`.
   return value === false ? "no" : "maybe";
-}
-
-const tcpFlags = ["fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"];
-/** Flags of a plain segment of an established connection; the others may be either. */
-const plainFlags = new Map([
-  ["fin", false],
-  ["syn", false],
-  ["rst", false],
-  ["urg", false],
-  ["ack", true],
-]);
-
-/** Does a plain segment match? Null if this is no match on TCP flags, or none of a known form. */
-export function matchTcpFlags(match: JsonObject, packet: PacketFacts): Answer | null {
-  const { left, op } = match;
-  const masked = isObject(left) && Array.isArray(left["&"]) ? left["&"] : null;
-  const field = masked === null ? left : masked[0];
-  const wanted = flagNames(match.right ?? null);
-  const mask = masked === null ? tcpFlags : flagNames(masked[1] ?? null);
-  if (packet.plainSegment !== true || wanted === null || mask === null) return null;
-  if (at(field, "payload", "protocol") !== "tcp" || at(field, "payload", "field") !== "flags")
-    return null;
-  const answers = {
-    "==": () => hasExactly(mask, wanted),
-    "!=": () => not(hasExactly(mask, wanted)),
-    // Any of them, or none.
-    in: () => or(wanted.map(hasFlag)),
-    "!": () => not(or(wanted.map(hasFlag))),
-  };
-  return answers[op as keyof typeof answers]?.() ?? "maybe";
-}
-
-function hasFlag(flag: string): Answer {
-  const known = plainFlags.get(flag);
-  if (known === undefined) return "maybe";
-  return known ? "yes" : "no";
-}
-
-function hasExactly(mask: string[], wanted: string[]): Answer {
-  if (wanted.some((flag) => !mask.includes(flag))) return "no";
-  return and(mask.map((flag) => (wanted.includes(flag) ? hasFlag(flag) : not(hasFlag(flag)))));
-}
-
-/** `syn`, `["syn", "ack"]`, `{"|": ["syn", "ack"]}`, or 0 for none. */
-function flagNames(value: Json): string[] | null {
-  if (value === 0) return [];
-  const list = typeof value === "string" ? [value] : (at(value, "|") ?? value);
-  if (!Array.isArray(list)) return null;
-  const names = list.filter((name) => typeof name === "string");
-  return names.length === list.length && names.every((name) => tcpFlags.includes(name))
-    ? names
-    : null;
 }
 
 /** `tcp flags & (syn|rst) == syn`. */

@@ -36,7 +36,11 @@ export function parseLegacy(saves: string): Chain[] {
       const [, name = "", ...words] = tokens(line);
       const chain = chains.get(`${program} ${table} ${name}`);
       if (chain === undefined) continue;
-      chain.rules.push({ expressions: new RuleReader(words, chain.family).read(), text: line });
+      chain.rules.push({
+        expressions: new RuleReader(words, chain.family).read(),
+        text: line,
+        unlisted: [],
+      });
     }
   }
   return [...chains.values()];
@@ -69,7 +73,7 @@ function tokens(line: string): string[] {
   );
 }
 
-/** Matches whose own options are understood, so that the match itself says nothing more. */
+/** Matches with options that nft has expressions for: they say nothing more unless there are others. */
 const understood = new Set([
   "tcp",
   "udp",
@@ -78,6 +82,7 @@ const understood = new Set([
   "state",
   "comment",
   "addrtype",
+  "mark",
   "multiport",
 ]);
 
@@ -137,6 +142,9 @@ const matches: Record<string, Reader> = {
 class RuleReader {
   private position = 0;
   private negated = false;
+  /** The match or target that options now belong to, and those of its options without a reader. */
+  private module = "";
+  private options: string[] = [];
   private readonly expressions: JsonObject[] = [];
   private readonly words: string[];
   private readonly family: string;
@@ -167,38 +175,68 @@ class RuleReader {
 
   private option(word: string): void {
     const match = matches[word];
-    if (match !== undefined) {
-      const { left, read } = match(this.family);
-      const right = read(this.next());
-      this.expressions.push({ match: { op: this.negated ? "!=" : "==", left, right } });
-    } else if (word === "-m") this.matchModule(this.next());
+    if (word === "-m") this.matchModule(this.next());
     else if (word === "-j") this.target(this.next());
     else if (word === "-g") this.expressions.push({ goto: { target: this.next() } });
     else if (word === "--comment") this.next();
-    else this.unknown(word);
+    // Fragments have an extension of that name in IPv6; none is carried.
+    else if (word === "-f") this.expressions.push(extension("match", "frag", []));
+    else if (word === "--tcp-flags" && this.module === "tcp") this.tcpFlags();
+    else if (word === "--mark" && this.module === "mark") this.mark(this.next());
+    else if (match !== undefined) {
+      const { left, read } = match(this.family);
+      this.compare(left, read(this.next()));
+    } else if (word.startsWith("-")) this.unread(word);
+  }
+
+  private compare(left: Json, right: Json): void {
+    this.expressions.push({ match: { op: this.negated ? "!=" : "==", left, right } });
   }
 
   private matchModule(name: string): void {
+    this.module = name;
+    this.options = [];
     if (understood.has(name)) return;
-    this.expressions.push(name === "limit" ? { limit: {} } : { xt: { type: "match", name } });
+    if (name === "limit") this.expressions.push({ limit: {} });
+    else this.expressions.push(extension("match", name, this.options));
   }
 
   private target(name: string): void {
+    this.module = name;
+    this.options = [];
     const statement = targets[name];
     if (statement !== undefined) this.expressions.push(statement);
-    else if (extensions.test(name)) this.expressions.push({ xt: { type: "target", name } });
+    else if (extensions.test(name)) this.expressions.push(extension("target", name, this.options));
     else this.expressions.push({ jump: { target: name } });
   }
 
-  /** An option with a meaning we do not know may make the rule match less: never say it matches. */
-  private unknown(word: string): void {
-    const target = this.expressions.some(
-      (expression) => !("match" in expression) && !("xt" in expression),
+  /** `--tcp-flags FIN,SYN,RST,ACK SYN`: mask and what must be set of it. */
+  private tcpFlags(): void {
+    const [mask, set] = [this.next(), this.next()].map((list) =>
+      list === "NONE" ? [] : list.toLowerCase().split(","),
     );
-    if (word.startsWith("-") && !target) {
-      this.expressions.push({ xt: { type: "match", name: word.replace(/^-+/, "") } });
-    }
+    const flags = { payload: { protocol: "tcp", field: "flags" } };
+    this.compare({ "&": [flags, mask ?? []] }, set?.length === 0 ? 0 : (set ?? []));
   }
+
+  private mark(text: string): void {
+    const [value, mask] = text.split("/").map(Number);
+    const mark = { meta: { key: "mark" } };
+    this.compare(mask === undefined ? mark : { "&": [mark, mask] }, value ?? 0);
+  }
+
+  /** An option without a reader may make the rule match less, and is judged with its module. */
+  private unread(word: string): void {
+    this.options.push(word);
+    const known = this.module !== "" && understood.has(this.module);
+    if (known && this.options.length === 1 && !(this.module in targets))
+      this.expressions.push(extension("match", this.module, this.options));
+  }
+}
+
+/** Options are added to the list as they are read. */
+function extension(type: "match" | "target", name: string, options: string[]): JsonObject {
+  return { xt: { type, name, options } };
 }
 
 function deviceName(name: string): string {

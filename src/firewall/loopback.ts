@@ -4,10 +4,18 @@
  * could stop or redirect such a packet, the connection goes by the forwarder, where the rule applies.
  */
 
-import { and, matchOne, matchRule, type PacketFacts, valuesOf } from "./evaluate.ts";
+import { matchOne, matchRule, valuesOf } from "./evaluate.ts";
 import { at, isObject, type Json, type JsonObject } from "./json.ts";
+import { and, type PacketFacts } from "./packet.ts";
 import { renderRule } from "./render.ts";
-import { baseChains, type Chain, parseRuleset, type Rule, type Ruleset } from "./ruleset.ts";
+import {
+  type BaseChain,
+  baseChains,
+  type Chain,
+  parseRuleset,
+  type Rule,
+  type Ruleset,
+} from "./ruleset.ts";
 
 export interface LoopbackPort {
   family: "ipv4" | "ipv6";
@@ -33,6 +41,8 @@ const free: LoopbackVerdict = { hindered: false, rule: "", reason: "" };
 const hooks: { hook: string; input: string | null; output: string | null }[] = [
   { hook: "output", input: null, output: "lo" },
   { hook: "postrouting", input: null, output: "lo" },
+  { hook: "egress", input: null, output: "lo" },
+  { hook: "ingress", input: "lo", output: null },
   { hook: "prerouting", input: "lo", output: null },
   { hook: "input", input: "lo", output: null },
 ];
@@ -79,7 +89,7 @@ function portBoundaries(ruleset: Ruleset): number[] {
       }
     }
   }
-  if (found.size > 0) for (const elements of ruleset.sets.values()) elements.forEach(visit);
+  if (found.size > 0) for (const { elements } of ruleset.sets.values()) elements.forEach(visit);
   return [...found].sort((one, other) => one - other);
 }
 
@@ -98,22 +108,31 @@ function cellOf(boundaries: number[], port: number): number {
 function judge(ruleset: Ruleset, port: LoopbackPort): LoopbackVerdict {
   const address = port.family === "ipv4" ? "127.0.0.1" : "::1";
   for (const { hook, input, output } of hooks) {
-    const packet: PacketFacts = {
-      family: port.family,
-      protocols: [port.protocol],
-      inputDevice: input,
-      outputDevice: output,
-      source: address,
-      destination: address,
-      destinationPort: port.port,
-      connectionState: "new",
-      local: true,
-    };
-    const seeing = baseChains(ruleset, hook).filter(({ chain }) => sees(chain, port.family));
+    const packet = connecting(port, address, { inputDevice: input, outputDevice: output });
+    const seeing = baseChains(ruleset, hook).filter(({ chain, base }) =>
+      sees(chain, base, port.family),
+    );
     const verdict = judgeChains(ruleset, packet, seeing);
     if (verdict.hindered) return verdict;
   }
   return free;
+}
+
+/** A packet on its way to the port; of which state, each chain is asked apart. */
+function connecting(
+  { family, protocol, port }: LoopbackPort,
+  address: string | string[],
+  devices: Pick<PacketFacts, "inputDevice" | "outputDevice">,
+): PacketFacts {
+  return {
+    family,
+    protocols: [protocol],
+    ...devices,
+    source: address,
+    destination: address,
+    destinationPort: port,
+    local: true,
+  };
 }
 
 /**
@@ -123,20 +142,10 @@ function judge(ruleset: Ruleset, port: LoopbackPort): LoopbackVerdict {
 function judgeLocal(ruleset: Ruleset, port: LoopbackPort, local: string[]): LoopbackVerdict {
   const addresses = local.filter((it) => it.includes(":") === (port.family === "ipv6"));
   if (addresses.length === 0) return free;
-  const packet: PacketFacts = {
-    family: port.family,
-    protocols: [port.protocol],
-    inputDevice: null,
-    outputDevice: "lo",
-    source: addresses,
-    destination: addresses,
-    destinationPort: port.port,
-    connectionState: "new",
-    local: true,
-  };
+  const packet = connecting(port, addresses, { inputDevice: null, outputDevice: "lo" });
   const early = baseChains(ruleset, "output").filter(
     ({ chain, base }) =>
-      sees(chain, port.family) &&
+      sees(chain, base, port.family) &&
       (base.type === "nat" ? base.priority <= destinationNat : base.priority < destinationNat),
   );
   return judgeChains(ruleset, packet, early);
@@ -151,19 +160,40 @@ function judgeChains(
   chains: ReturnType<typeof baseChains>,
 ): LoopbackVerdict {
   for (const { chain, base } of chains) {
-    const end = new Walk(ruleset, packet).through(chain);
-    if (end.kind === "hindered") return end.verdict;
-    if (end.kind === "open" && base.policy === "drop")
-      return {
-        hindered: true,
-        rule: `${chain.name}: policy drop`,
-        reason: "the policy may drop it",
-      };
+    for (const facts of statesAt(chain, base, packet)) {
+      const end = new Walk(ruleset, facts).through(chain);
+      if (end.kind === "hindered") return end.verdict;
+      if (end.kind === "open" && base.policy === "drop")
+        return {
+          hindered: true,
+          rule: `${chain.name}: policy drop`,
+          reason: "the policy may drop it",
+        };
+    }
   }
   return free;
 }
 
-function sees(chain: Chain, family: "ipv4" | "ipv6"): boolean {
+/** NF_IP_PRI_CONNTRACK (linux/netfilter_ipv4.h). */
+const conntrackPriority = -200;
+
+/**
+ * The hook hides a connection's first packet and all that follow. On loopback a packet keeps its
+ * connection from output to input; before conntrack in output, and at devices, its state is not known.
+ */
+function statesAt(chain: Chain, base: BaseChain, packet: PacketFacts): PacketFacts[] {
+  const early = base.hook === "output" && base.priority <= conntrackPriority;
+  if (early || chain.family === "netdev" || base.hook === "ingress") return [packet];
+  const first: PacketFacts = { ...packet, connectionStates: ["new"] };
+  if (base.type === "nat") return [first];
+  return [first, { ...packet, connectionStates: ["established"] }];
+}
+
+function sees(chain: Chain, base: BaseChain, family: "ipv4" | "ipv6"): boolean {
+  if (base.hook === "ingress" || base.hook === "egress")
+    return base.devices.some((name) =>
+      name.endsWith("*") ? "lo".startsWith(name.slice(0, -1)) : name === "lo",
+    );
   return chain.family === "inet" || chain.family === (family === "ipv4" ? "ip" : "ip6");
 }
 
@@ -181,6 +211,19 @@ const hindrances: Record<string, string> = {
   synproxy: "it may answer in the listener's place",
   fwd: "it may forward it elsewhere",
 };
+
+/** Statements that leave the packet where it goes; `hindrances` tells of what is not among them. */
+const harmless = new Set([
+  ...["accept", "comment", "continue", "counter", "ct count", "ct expectation", "ct helper"],
+  ...["ct timeout", "dup", "goto", "jump", "last", "limit", "log", "map", "masquerade", "match"],
+  ...["meter", "notrack", "quota", "return", "secmark", "set", "snat", "vmap", "xt"],
+]);
+
+/** Marks and the like stay with the packet; a header's fields may lead it elsewhere. */
+function staysOutside(statement: JsonObject): boolean {
+  const key = at(statement, "mangle", "key");
+  return at(key, "meta") !== undefined || at(key, "ct") !== undefined;
+}
 
 /** Targets of iptables' extensions that leave the packet where it goes. */
 const harmlessTargets =
@@ -201,6 +244,9 @@ class Walk {
     for (const rule of chain.rules) {
       const matches = matchRule(this.ruleset, chain, rule.expressions, this.packet);
       if (matches === "no") continue;
+      const [unlisted] = rule.unlisted;
+      if (unlisted !== undefined)
+        return this.hindered(chain, rule, `nft does not tell what its "${unlisted}" does`);
       const surely = matches === "yes";
       for (const statement of rule.expressions) {
         const end = this.statement(chain, rule, statement);
@@ -214,11 +260,12 @@ class Walk {
 
   /** What a statement does to a packet that matches its rule; null if the next one decides. */
   private statement(chain: Chain, rule: Rule, statement: JsonObject): End | null {
-    for (const [name, reason] of Object.entries(hindrances)) {
-      if (name in statement) return this.hindered(chain, rule, reason);
-    }
-    const target =
-      at(statement, "xt", "type") === "target" ? String(at(statement, "xt", "name")) : null;
+    const unsafe = Object.keys(statement).find((name) => !harmless.has(name));
+    if (unsafe !== undefined && !staysOutside(statement))
+      return this.hindered(chain, rule, hindrances[unsafe] ?? `its ${unsafe} may change its way`);
+    // What is neither named a match nor a target may be one.
+    const extension = "xt" in statement && at(statement, "xt", "type") !== "match";
+    const target = extension ? String(at(statement, "xt", "name")) : null;
     if (target !== null && !harmlessTargets.test(target)) {
       return this.hindered(chain, rule, `its target ${target} may keep it from its listener`);
     }

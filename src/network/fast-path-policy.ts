@@ -65,6 +65,8 @@ export async function readPolicy(
     const foreign = await datapath.readForeignRuleset();
     for (const { where, rule, reason } of findMeters(foreign))
       if (where === "host" || concerned.has(where)) hindrances.push({ where, rule, reason });
+    for (const rule of await datapath.listPacketRouting())
+      hindrances.push({ where: "host", rule, reason: "it routes packets of one connection apart" });
     const hindered = loopback(state, links, foreign);
     if (hindered) hindrances.push(hindered);
   } catch (error) {

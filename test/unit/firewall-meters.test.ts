@@ -18,6 +18,12 @@ for (const name of [
   });
 }
 
+for (const name of ["docker-20", "kube-proxy", "ufw-route-limit"])
+  test(`${name} has none, by iptables-nft and by iptables-legacy`, () => {
+    assert.equal(findMeters(listed(name)), []);
+    assert.equal(findMeters(saved(name)), []);
+  });
+
 test("each kind is found once, where it works", () => {
   const found = findMeters(listed("meters")).map(
     ({ where, rule, reason }) => `${where} | ${rule} | ${reason}`,
@@ -29,6 +35,7 @@ test("each kind is found once, where it works", () => {
     "host | ip filter FORWARD: -m connbytes counter drop | it asks how much a connection has carried",
     "host | ip filter FORWARD: -m quota counter accept | it counts down a quota",
     "host | ip raw PREROUTING: udp dport 53 counter -j CT | it changes how connections are tracked",
+    "host | ip mangle PREROUTING: -m time counter drop | it decides by the time of day",
     "veth1 | inet m f: iifname veth1 limit rate over 10 mbytes/second drop | it limits a rate",
     "host | inet m f: quota over 1000 mbytes drop | it counts down a quota",
     'host | inet m f: counter name "c1" | it accounts packets by a named counter',
@@ -36,6 +43,8 @@ test("each kind is found once, where it works", () => {
     "host | inet m f: numgen random mod 10 0 drop | it chooses among packets",
     "host | inet m f: ct bytes > 100000 drop | it asks how much a connection has carried",
     `host | inet m f: ${update} drop | it keeps a meter per key`,
+    "host | inet m f: ip saddr 10.0.0.1 notrack | it keeps packets from being tracked",
+    "host | inet m f: ct zone set 3 | it changes how connections are tracked",
     "eth7 | inet m viajump: oifname eth7 meta length > 1000 drop | it decides by each packet's length",
     "host | inet m pre: ip saddr 10.0.0.1 notrack | it keeps packets from being tracked",
     "host | inet m pre: ct zone set 3 | it changes how connections are tracked",

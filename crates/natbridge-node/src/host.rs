@@ -351,6 +351,12 @@ pub async fn list_routes() -> napi::Result<Vec<RouteInfo>> {
     run(host::list_routes).await.map(convert)
 }
 
+/// Routing rules and routes that ask for what differs between packets of one connection.
+#[napi]
+pub async fn list_packet_routing() -> napi::Result<Vec<String>> {
+    run(host::list_packet_routing).await
+}
+
 /// Number of xfrm policies in force.
 #[napi]
 pub async fn count_xfrm_policies() -> napi::Result<u32> {

@@ -4,13 +4,14 @@ use serde_json::{Value, json};
 
 use super::legacy::{FAMILIES, tagged_rule};
 use super::mark::FORWARD_ACCEPT_MARK;
-use super::nft;
+use super::{nft, unlisted};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Everything on the host's packet paths that natbridge did not write.
 #[derive(Clone, Debug, Default)]
 pub struct ForeignRuleset {
-    /// `nft -j list ruleset` without our table and our tagged rules.
+    /// `nft -j list ruleset` without our table and our tagged rules, with what it leaves out
+    /// (`unlisted.rs`).
     pub nft: String,
     /// `iptables-legacy-save` and `ip6tables-legacy-save`, each after a line `# iptables-legacy` or
     /// `# ip6tables-legacy`; empty where no legacy table exists.
@@ -24,6 +25,7 @@ pub struct ForeignRuleset {
 pub fn read_foreign_ruleset() -> Result<ForeignRuleset> {
     let mut objects = list_ruleset()?;
     objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
+    unlisted::complete(&mut objects)?;
     Ok(ForeignRuleset { nft: json!({ "nftables": objects }).to_string(), legacy: read_legacy()? })
 }
 

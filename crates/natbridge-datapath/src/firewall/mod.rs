@@ -14,6 +14,7 @@ mod nft;
 mod prefix;
 mod spec;
 mod table;
+mod unlisted;
 
 pub use accepts::{ForwardAccept, ensure_forward_accepts, remove_forward_accepts};
 pub use apply::{FirewallChange, apply_firewall, remove_firewall};

@@ -287,7 +287,7 @@ fn parse_hops(mut bytes: &[u8]) -> Vec<Hop> {
     hops
 }
 
-fn parse_address(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn parse_address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => bytes.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
         16 => bytes.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),

@@ -1,0 +1,10 @@
+/** Answers each ruleset, a line of JSON, with the meters found in it. */
+
+import { createInterface } from "node:readline";
+import { z } from "zod";
+import { findMeters } from "../../../../src/firewall/meters.ts";
+
+const question = z.object({ nft: z.string(), legacy: z.string() });
+
+for await (const line of createInterface({ input: process.stdin }))
+  process.stdout.write(`${JSON.stringify(findMeters(question.parse(JSON.parse(line))))}\n`);
