@@ -3,9 +3,11 @@
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::libc;
+use nix::time::{ClockId, clock_gettime};
 
 use super::abi::nb_config;
 use super::pins::Pins;
@@ -61,6 +63,86 @@ impl Switches {
         unsafe { AtomicU32::from_ptr(self.page.as_ptr().byte_add(offset).cast()) }
     }
 
+    fn verdict_until(&self) -> &AtomicU64 {
+        // SAFETY: offset_of! of an aligned u64 within the mapped struct.
+        unsafe {
+            let offset = std::mem::offset_of!(nb_config, verdict_until);
+            AtomicU64::from_ptr(self.page.as_ptr().byte_add(offset).cast())
+        }
+    }
+
+    fn rules_seen_word(&self) -> &AtomicU32 {
+        self.word(std::mem::offset_of!(nb_config, rules_seen))
+    }
+
+    fn rules_judged_word(&self) -> &AtomicU32 {
+        self.word(std::mem::offset_of!(nb_config, rules_judged))
+    }
+
+    /// How often the host's rules may have changed. To be read before they are read.
+    pub fn rules_seen(&self) -> u32 {
+        self.rules_seen_word().load(Ordering::SeqCst)
+    }
+
+    /// The host's rules may have changed: no flow is learned or used, and no hook serves, until
+    /// they have been judged anew.
+    pub fn rules_changed(&self) {
+        self.rules_seen_word().fetch_add(1, Ordering::SeqCst);
+        self.bump_generation();
+    }
+
+    /// The rules as they were at that count are judged, and the devices told: the verdict stands
+    /// for `lease`. Answers false if they have changed meanwhile.
+    ///
+    /// # Errors
+    /// The clock's.
+    pub fn accept_verdict(&self, seen: u32, lease: Duration) -> Result<bool> {
+        self.end_leases_of_a_lapsed_verdict()?;
+        self.rules_judged_word().store(seen, Ordering::SeqCst);
+        self.stand_for(lease)?;
+        Ok(self.rules_seen() == seen)
+    }
+
+    /// Stands for the verdict for another `lease`. Answers false if there is none to stand for.
+    ///
+    /// # Errors
+    /// The clock's.
+    pub fn renew_verdict(&self, lease: Duration) -> Result<bool> {
+        if self.rules_seen() != self.rules_judged_word().load(Ordering::SeqCst) {
+            return Ok(false);
+        }
+        self.end_leases_of_a_lapsed_verdict()?;
+        self.stand_for(lease)?;
+        Ok(true)
+    }
+
+    /// Whether flows may be learned and used for all that is known of the host's rules.
+    ///
+    /// # Errors
+    /// The clock's.
+    pub fn verdict_stands(&self) -> Result<bool> {
+        let judged = self.rules_judged_word().load(Ordering::SeqCst);
+        Ok(self.rules_seen() == judged && !self.has_lapsed()?)
+    }
+
+    fn has_lapsed(&self) -> Result<bool> {
+        Ok(monotonic()? >= self.verdict_until().load(Ordering::SeqCst))
+    }
+
+    /// While nobody stood for the rules nobody heard of their changes either.
+    fn end_leases_of_a_lapsed_verdict(&self) -> Result<()> {
+        if self.has_lapsed()? {
+            self.bump_generation();
+        }
+        Ok(())
+    }
+
+    fn stand_for(&self, lease: Duration) -> Result<()> {
+        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        self.verdict_until().store(monotonic()?.saturating_add(lease), Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Ends every lease at once.
     pub fn bump_generation(&self) {
         self.word(std::mem::offset_of!(nb_config, generation)).fetch_add(1, Ordering::SeqCst);
@@ -83,6 +165,12 @@ impl Switches {
         self.word(std::mem::offset_of!(nb_config, connect_enabled))
             .store(u32::from(enabled), Ordering::SeqCst);
     }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the programs' clock.
+fn monotonic() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
+    Ok(u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Drop for Switches {

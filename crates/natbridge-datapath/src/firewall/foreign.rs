@@ -1,11 +1,22 @@
 //! Reads the rulesets that are not ours.
 
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use serde_json::{Value, json};
 
 use super::legacy::{FAMILIES, tagged_rule};
 use super::mark::FORWARD_ACCEPT_MARK;
 use super::nft;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::host::{NftTable, list_nft_tables};
+
+/// Listings at a time.
+const PARALLEL: usize = 4;
+/// How the listing of one table begins and ends.
+const LISTING: (&str, &str) = ("{\"nftables\": [", "]}");
 
 /// Everything on the host's packet paths that natbridge did not write.
 #[derive(Clone, Debug, Default)]
@@ -22,9 +33,72 @@ pub struct ForeignRuleset {
 /// # Errors
 /// `Unsupported` if nft is missing, or iptables-legacy where its tables exist.
 pub fn read_foreign_ruleset() -> Result<ForeignRuleset> {
-    let mut objects = list_ruleset()?;
-    objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
-    Ok(ForeignRuleset { nft: json!({ "nftables": objects }).to_string(), legacy: read_legacy()? })
+    let nft = match read_tables() {
+        Ok(listing) => listing,
+        // One may have gone in between: all at once is slower, and of one moment.
+        Err(_) => {
+            let mut objects = list_ruleset()?;
+            objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
+            json!({ "nftables": objects }).to_string()
+        }
+    };
+    Ok(ForeignRuleset { nft, legacy: read_legacy()? })
+}
+
+/// Table by table: neither our own, which may hold thousands of ports, nor, of a large one without
+/// our accept, a second reading of its text.
+fn read_tables() -> Result<String> {
+    let tables: Vec<NftTable> =
+        list_nft_tables()?.into_iter().filter(|table| !table.is_own()).collect();
+    let next = AtomicUsize::new(0);
+    let listings = Mutex::new(vec![String::new(); tables.len()]);
+    let work = || -> Result<()> {
+        while let Some((index, table)) = {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            tables.get(index).map(|table| (index, table))
+        } {
+            let listing = read_table(table)?;
+            let mut all = listings.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(place) = all.get_mut(index) {
+                *place = listing;
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..tables.len().min(PARALLEL)).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for other in others {
+            let ended = other
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "reading a table was cut off")));
+            result = result.and(ended);
+        }
+        result
+    })?;
+    let listings = listings.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(format!("{}{}{}", LISTING.0, listings.join(", "), LISTING.1))
+}
+
+/// The objects of a table, without the brackets around them and without our tagged rules.
+fn read_table(table: &NftTable) -> Result<String> {
+    // As JSON, names may be any.
+    let command = json!({ "nftables": [
+        { "list": { "table": { "family": table.family, "name": table.name } } }
+    ] });
+    let listing = nft::query_json(&command)?;
+    let unknown = || Error::new(ErrorKind::Io, "nft's listing has a form that is not known");
+    if listing.contains(&FORWARD_ACCEPT_MARK.to_string()) {
+        let mut listing: Value = serde_json::from_str(&listing).map_err(|_| unknown())?;
+        let objects = listing.get_mut("nftables").and_then(Value::as_array_mut);
+        let objects = objects.ok_or_else(unknown)?;
+        objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
+        let objects: Vec<String> = objects.iter().map(Value::to_string).collect();
+        return Ok(objects.join(", "));
+    }
+    let objects = listing.trim().strip_prefix(LISTING.0);
+    let objects = objects.and_then(|objects| objects.strip_suffix(LISTING.1));
+    objects.map(str::to_owned).ok_or_else(unknown)
 }
 
 fn read_legacy() -> Result<String> {
