@@ -63,7 +63,7 @@ export class Judge {
     this.#isStopped = true;
     if (this.#heartbeat !== null) clearInterval(this.#heartbeat);
     if (this.#retry !== null) clearTimeout(this.#retry);
-    await this.#lane.run(async () => undefined);
+    await this.idle();
   }
 
   #renew(): void {
@@ -93,6 +93,11 @@ export class Judge {
   async now(): Promise<void> {
     if (this.#isStopped || !this.#core.options.fastPathLoaded) return;
     await this.#lane.run(() => this.#once());
+  }
+
+  /** Waits for what is under way: it needs the processor more urgently than any other work. */
+  async idle(): Promise<void> {
+    await this.#lane.run(async () => undefined);
   }
 
   /** As `now`, unless that was done lately and nothing is known to have changed. */

@@ -84,6 +84,7 @@ export class Upkeep {
 
   /** Reconciles when no change is under way. Never throws. */
   async now(): Promise<void> {
+    await this.#core.judge.idle();
     await this.#core.exclusive(() => this.duringChange());
   }
 

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::libc;
@@ -18,6 +18,8 @@ use crate::error::{Context, Result};
 pub struct Switches {
     page: NonNull<nb_config>,
     length: NonZeroUsize,
+    /// The verdict is this process's own: nobody stands for another's.
+    is_ours: AtomicBool,
 }
 
 // SAFETY: the page is shared memory that lives as long as this value; it is only used atomically.
@@ -49,7 +51,7 @@ impl Switches {
         }
         let page = NonNull::new(address.cast())
             .ok_or_else(|| crate::Error::from_errno(libc::ENOMEM, "mapping the switches"))?;
-        Ok(Self { page, length })
+        Ok(Self { page, length, is_ours: AtomicBool::new(false) })
     }
 
     /// Everything as it is now.
@@ -99,6 +101,7 @@ impl Switches {
     pub fn accept_verdict(&self, seen: u32, lease: Duration) -> Result<bool> {
         self.end_leases_of_a_lapsed_verdict()?;
         self.rules_judged_word().store(seen, Ordering::SeqCst);
+        self.is_ours.store(true, Ordering::SeqCst);
         self.stand_for(lease)?;
         Ok(self.rules_seen() == seen)
     }
@@ -108,7 +111,8 @@ impl Switches {
     /// # Errors
     /// The clock's.
     pub fn renew_verdict(&self, lease: Duration) -> Result<bool> {
-        if self.rules_seen() != self.rules_judged_word().load(Ordering::SeqCst) {
+        let judged = self.rules_judged_word().load(Ordering::SeqCst);
+        if !self.is_ours.load(Ordering::SeqCst) || self.rules_seen() != judged {
             return Ok(false);
         }
         self.end_leases_of_a_lapsed_verdict()?;
