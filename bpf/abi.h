@@ -38,8 +38,8 @@ struct nb_config {
 	/* SO_NETNS_COOKIE of the namespace natbridge serves: the hooks act on its sockets only. */
 	__u64 netns_cookie;
 	/*
-	 * Somebody living has judged the host's rules, and stands for it until then (CLOCK_MONOTONIC
-	 * nanoseconds). See lib/verdict.h.
+	 * Somebody living has judged the host's rules, and stands for it until then
+	 * (CLOCK_MONOTONIC nanoseconds). See lib/verdict.h.
 	 */
 	__u64 verdict_until;
 	/* Raised by whatever may have made the verdict untrue. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Flows and connect hooks pass rules by that would have counted, delayed or dropped what they carry.
- * That no such rule is there is somebody's verdict: good as long as nothing changed that was judged,
- * and no longer than its maker lives to renew it.
+ * Flows and connect hooks pass rules by that would have counted, delayed or dropped what they
+ * carry. That no such rule is there is somebody's verdict: good as long as nothing changed that was
+ * judged, and no longer than its maker lives to renew it.
  */
 #ifndef NB_VERDICT_H
 #define NB_VERDICT_H

@@ -68,8 +68,10 @@ fn a_verdict_stands_until_rules_change_or_its_lease_is_over() {
     Topology::attach(&loaded.fast_path);
     let _server = Process::start(&topology.web, "iperf3 -s -p 80");
     sleep(Duration::from_millis(500));
-    let _client = Process::start(&topology.client, "iperf3 -c 10.9.0.1 -p 8080 -t 60 -u -l 500 -b 10M");
-    let _client6 = Process::start(&topology.client, "iperf3 -c fd00:9::1 -p 8080 -t 60 -u -l 500 -b 10M");
+    let _client =
+        Process::start(&topology.client, "iperf3 -c 10.9.0.1 -p 8080 -t 60 -u -l 500 -b 10M");
+    let _client6 =
+        Process::start(&topology.client, "iperf3 -c fd00:9::1 -p 8080 -t 60 -u -l 500 -b 10M");
     {
         let fast_path = &loaded.fast_path;
         let switches = fast_path.switches();
@@ -112,6 +114,7 @@ fn nothing_is_carried_before_the_first_verdict() {
     Topology::attach(&loaded.fast_path);
     let _server = Process::start(&topology.web, "iperf3 -s -p 80");
     sleep(Duration::from_millis(500));
-    let _client = Process::start(&topology.client, "iperf3 -c 10.9.0.1 -p 8080 -t 60 -u -l 500 -b 10M");
+    let _client =
+        Process::start(&topology.client, "iperf3 -c 10.9.0.1 -p 8080 -t 60 -u -l 500 -b 10M");
     is_not_fast(&loaded.fast_path, "unjudged");
 }

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -108,6 +109,8 @@ pub struct HostEvent {
 pub struct Watch {
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+    /// One of its sockets has failed for good.
+    is_deaf: Arc<AtomicBool>,
     legacy: LegacyWatch,
 }
 
@@ -142,7 +145,9 @@ impl Watch {
             // Without the subsystem nothing of it can change.
             sources.extend(Source::open(protocol, &[group]).ok());
         }
+        let is_deaf = Arc::new(AtomicBool::new(false));
         let watcher = Watcher {
+            is_deaf: Arc::clone(&is_deaf),
             sources,
             stop: Arc::clone(&stop),
             neighbours: Neighbours::read()?,
@@ -153,12 +158,14 @@ impl Watch {
             .name("natbridge-watch".to_owned())
             .spawn(move || watcher.run())
             .context("starting the watching thread")?;
-        Ok(Self { stop, thread: Some(thread), legacy })
+        Ok(Self { stop, thread: Some(thread), is_deaf, legacy })
     }
 
     /// Whether it still hears of changes.
     pub fn listens(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && self.legacy.listens()
+        !self.is_deaf.load(Ordering::SeqCst)
+            && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+            && self.legacy.listens()
     }
 }
 
@@ -195,9 +202,12 @@ impl Source {
     }
 }
 
+type OnChange = dyn Fn(&[HostEvent]) + Send + Sync;
+type OnEvents = dyn Fn(Vec<HostEvent>) + Send + Sync;
+
 struct Listeners {
-    on_change: Box<dyn Fn(&[HostEvent]) + Send + Sync>,
-    on_events: Box<dyn Fn(Vec<HostEvent>) + Send + Sync>,
+    on_change: Box<OnChange>,
+    on_events: Box<OnEvents>,
 }
 
 struct Watcher {
@@ -205,6 +215,7 @@ struct Watcher {
     stop: Arc<EventFd>,
     neighbours: Neighbours,
     names: Names,
+    is_deaf: Arc<AtomicBool>,
     listeners: Arc<Listeners>,
 }
 
@@ -276,6 +287,7 @@ impl Watcher {
                 // A socket that fails for ever must not be asked for ever.
                 _ => {
                     self.sources.remove(index);
+                    self.is_deaf.store(true, Ordering::SeqCst);
                     return vec![plain(HostEventKind::Overrun, false)];
                 }
             },
