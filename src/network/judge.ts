@@ -67,13 +67,23 @@ export class Judge {
   }
 
   #renew(): void {
-    const isRenewed = this.#failure === null && this.#core.options.datapath.renewVerdict();
-    if (!isRenewed && this.#retry === null) this.soon();
+    let isRenewed = false;
+    try {
+      isRenewed = this.#failure === null && this.#core.options.datapath.renewVerdict();
+    } catch (error) {
+      this.#core.options.log.warn(
+        { err: error },
+        "the verdict on the host's rules can't be renewed",
+      );
+    }
+    if (!isRenewed) this.soon();
   }
 
   /** Judges at once, unless it is about to; again and again until the verdict stands. Never throws. */
   soon(): void {
-    if (this.#isAsked || this.#isStopped || !this.#core.options.fastPathLoaded) return;
+    // What came while it judged has made it pause: then all that comes meanwhile is seen as well.
+    if (this.#isAsked || this.#retry !== null || this.#isStopped) return;
+    if (!this.#core.options.fastPathLoaded) return;
     this.#isAsked = true;
     void this.#lane.run(async () => {
       this.#isAsked = false;

@@ -4,6 +4,7 @@
  */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { DatapathStatus } from "../../src/network/datapath-status.ts";
@@ -12,6 +13,10 @@ import { addresses, sleep, Topology } from "./topology.ts";
 
 const test = suite("verdict");
 let topology: Topology;
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+const flowsFile = join(root, "test/e2e/flows.ts");
+const deno = join(root, "node_modules/.bin/deno");
 
 /** How long a verdict outlives the daemon that made it. */
 const leaseMilliseconds = 4000;
@@ -28,7 +33,7 @@ const answered = async (reason: string): Promise<number> =>
 async function until(what: string, isSo: () => Promise<boolean>): Promise<void> {
   const started = performance.now();
   while (!(await isSo())) {
-    if (performance.now() - started > 20_000) throw new Error(`not within 20 s: ${what}`);
+    if (performance.now() - started > 30_000) throw new Error(`not within 30 s: ${what}`);
     await sleep(20);
   }
 }
@@ -57,11 +62,24 @@ const datagrams = (): number =>
     ),
   );
 
-/** Datagrams of both families to web's port, 400 a second in all, each answered. */
-const flows = (seconds: number, port = 8080) =>
-  families.map((family) =>
-    topology.flow("client", ["udp", addresses.host[family], `${port}`, `${seconds}`]),
-  );
+const pidFiles: string[] = [];
+
+/** Begins to send datagrams of both families to a port, 400 a second in all; each is answered. */
+function startFlows(port = 8080): void {
+  for (const family of families) {
+    const pidFile = join(topology.folder, `flow-${family}-${port}`);
+    const words = `${flowsFile} udp ${addresses.host[family]} ${port} 600`;
+    topology.background(
+      "client",
+      `echo $$ > ${pidFile}; exec ${deno} run -A --no-config --node-modules-dir=manual ${words}`,
+    );
+    pidFiles.push(pidFile);
+  }
+}
+
+function stopFlows(): void {
+  for (const pidFile of pidFiles.splice(0)) topology.run("client", `kill $(cat ${pidFile})`);
+}
 
 const meter = (limit: string): string =>
   `nft 'add table inet metered; add chain inet metered f { type filter hook forward priority 0; }; add rule inet metered f udp dport 80 ${limit}'`;
@@ -87,6 +105,7 @@ async function measureNewMeter(load: string): Promise<void> {
   );
 }
 
+test.after.each(stopFlows);
 test.before.each(() => {
   // One that failed half-way must not fail the others.
   topology?.run("host", `${unmeter}; nft delete table ip many`);
@@ -99,13 +118,12 @@ test("set up", async () => {
 });
 
 test("from a new rule on, no packet is fast until it is judged", async () => {
-  const running = flows(6);
+  startFlows();
   await measureNewMeter("an empty host");
-  await Promise.all(running);
 });
 
 test("not one datagram passes beyond a new limit", async () => {
-  const running = flows(5);
+  startFlows();
   await becomesFast("before the limit");
   topology.must("host", meter("limit rate over 20/second burst 5 packets drop"));
   const before = datagrams();
@@ -116,11 +134,10 @@ test("not one datagram passes beyond a new limit", async () => {
   topology.must("host", unmeter);
   assert.ok(count <= 20 * seconds + 5 + 2, `${count} datagrams in ${seconds.toFixed(2)} s`);
   assert.ok(count >= 10, `only ${count} datagrams`);
-  await Promise.all(running);
 });
 
 test("a queueing discipline and a policy rule end it as a meter does", async () => {
-  const running = flows(6);
+  startFlows();
   for (const [add, remove, what] of [
     [
       "tc qdisc replace dev up0 root tbf rate 1gbit burst 100k latency 50ms",
@@ -141,11 +158,10 @@ test("a queueing discipline and a policy rule end it as a meter does", async () 
     topology.must("host", remove);
     await until("nothing hinders", async () => (await rulesOff()) === "");
   }
-  await Promise.all(running);
 });
 
 test("natbridge's own changes leave the fast path of others alone", async () => {
-  const running = flows(6);
+  startFlows();
   await becomesFast("at first");
   await until("nothing hinders", async () => (await rulesOff()) === "");
   const [unjudged, fast] = [await passed("rules_unjudged"), await fastPackets()];
@@ -165,7 +181,6 @@ test("natbridge's own changes leave the fast path of others alone", async () => 
   assert.is(await passed("rules_unjudged"), unjudged, "it waited for a verdict");
   assert.ok((await fastPackets()) > fast, "nothing was fast meanwhile");
   topology.removeSandbox("more");
-  await Promise.all(running);
 });
 
 /** What a call takes back is gone when it is answered. */
@@ -222,11 +237,10 @@ for (const { name, port, end, back } of endings)
           { name: "ending", endpoint: "db", protocol: "udp", hostPort: port, containerPort: 80 },
         ],
       });
-    const running = flows(4, port);
+    startFlows(port);
     await becomesFast("at first");
     await end();
     await noneIsFast(await fastPackets(), name);
-    await Promise.all(running);
     await back();
   });
 
@@ -251,6 +265,7 @@ test("a daemon that is killed and soon back loses neither a packet nor the fast 
       topology.flow("client", ["tcp", addresses.host[family], "8080", "8"]),
     ),
   ];
+  startFlows();
   await becomesFast("at first");
   const before = (await status()).cache;
   const killed = performance.now();
@@ -269,7 +284,7 @@ test("a daemon that is killed and soon back loses neither a packet nor the fast 
 
 test("a dead daemon's verdict is over in four seconds: new rules apply, loopback too", async () => {
   await until("nothing hinders", async () => (await rulesOff()) === "");
-  const running = flows(12);
+  startFlows();
   await becomesFast("at first");
   await topology.killDaemon();
   topology.must("host", meter("limit rate over 20/second burst 5 packets drop"));
@@ -301,7 +316,6 @@ test("a dead daemon's verdict is over in four seconds: new rules apply, loopback
   topology.must("host", unmeter);
   await until("nothing hinders", async () => (await rulesOff()) === "");
   await becomesFast("with the new daemon");
-  await Promise.all(running);
 });
 
 test("also with 4,000 published ports and 8,000 foreign rules", async () => {
@@ -320,11 +334,10 @@ test("also with 4,000 published ports and 8,000 foreign rules", async () => {
   writeFileSync(join(topology.folder, "many.nft"), `${chain}\n${rules.join("\n")}\n`);
   topology.must("host", `nft -f ${topology.folder}/many.nft`);
   await until("they are judged", async () => (await rulesOff()) === "");
-  const running = flows(12);
+  startFlows();
   await measureNewMeter("4,000 ports, 8,000 rules");
   topology.must("host", "nft delete table ip many");
   await topology.ok("DELETE", "/v1/ports/many");
-  await Promise.all(running);
 });
 
 test.after(async () => {
