@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-enum nb_abi { NB_ABI = 1 };
+enum nb_abi { NB_ABI = 2 };
 
 /* Own addresses of one endpoint that the spoof check knows. */
 #define NB_DEVICE_ADDRESSES 8
@@ -37,6 +37,15 @@ struct nb_config {
 	__u32 connect_enabled;
 	/* SO_NETNS_COOKIE of the namespace natbridge serves: the hooks act on its sockets only. */
 	__u64 netns_cookie;
+	/*
+	 * Somebody living has judged the host's rules, and stands for it until then
+	 * (CLOCK_MONOTONIC nanoseconds). See lib/verdict.h.
+	 */
+	__u64 verdict_until;
+	/* Raised by whatever may have made the verdict untrue. */
+	__u32 rules_seen;
+	/* What rules_seen was when the judged rules were read. */
+	__u32 rules_judged;
 };
 
 enum nb_device_flag {
@@ -193,6 +202,7 @@ enum nb_event {
 	NB_PASS_CONNTRACK_HELPER,
 	NB_PASS_OTHER_TUPLE,
 	NB_PASS_CACHE_FULL,
+	NB_PASS_UNJUDGED,
 	NB_EVENT_COUNT,
 };
 
@@ -249,6 +259,7 @@ enum nb_connect_result {
 	NB_CONNECT_NO_MEMORY,
 	NB_CONNECT_ANSWER_MAPPED,
 	NB_CONNECT_PEER_MAPPED,
+	NB_CONNECT_UNJUDGED,
 	NB_CONNECT_COUNT,
 };
 

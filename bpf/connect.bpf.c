@@ -12,6 +12,7 @@
 #include "abi.h"
 #include "lib/address.h"
 #include "lib/maps.h"
+#include "lib/verdict.h"
 
 #define NB_ALLOW 1
 #define NB_AF_INET6 10
@@ -182,6 +183,8 @@ find_target(struct bpf_sock_addr *ctx, struct nb_call *call, struct nb_port **ta
 	*target = find_port(call);
 	if (!*target)
 		return NB_CONNECT_NO_PORT;
+	if (!verdict_stands(config, bpf_ktime_get_coarse_ns()))
+		return NB_CONNECT_UNJUDGED;
 	if (!ctx->sk)
 		return NB_CONNECT_PROTOCOL;
 	return check_socket(call, ctx->sk, *target);

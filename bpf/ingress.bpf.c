@@ -12,6 +12,7 @@
 #include "lib/presence.h"
 #include "lib/rewrite.h"
 #include "lib/spoof.h"
+#include "lib/verdict.h"
 
 /* skb->pkt_type, linux/if_packet.h */
 #define NB_PACKET_HOST 0
@@ -153,7 +154,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet
 }
 
 static __always_inline int fast_path(struct __sk_buff *skb, struct nb_device_counters *counters,
-				     __u32 generation)
+				     const struct nb_config *config, __u32 generation)
 {
 	struct nb_packet packet;
 	struct nb_flow *flow;
@@ -178,6 +179,8 @@ static __always_inline int fast_path(struct __sk_buff *skb, struct nb_device_cou
 		    NB_TCP_ACK)
 			return pass(counters, NB_PASS_TCP_FLAGS);
 	}
+	if (!verdict_stands(config, now))
+		return pass(counters, NB_PASS_UNJUDGED);
 	flow = may_have ? bpf_map_lookup_elem(&flows, &packet.key) : 0;
 	if (!flow)
 		return pass_unknown(skb, &packet, counters, generation);
@@ -221,5 +224,5 @@ int nb_ingress(struct __sk_buff *skb)
 	}
 	if (!config->enabled || !(device->flags & NB_DEVICE_FAST_PATH))
 		return pass(counters, NB_PASS_DISABLED);
-	return fast_path(skb, counters, generation);
+	return fast_path(skb, counters, config, generation);
 }

@@ -9,6 +9,12 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
+/**
+ * The rules as they were at that count are judged, and the devices told. False if they have
+ * changed meanwhile, or nobody listens whether they do: then nothing is learned or used.
+ */
+export declare function acceptVerdict(seen: number): boolean
+
 /** Makes the table `inet natbridge` say exactly this. */
 export declare function applyFirewall(spec: FirewallSpec): Promise<FirewallChange>
 
@@ -221,7 +227,7 @@ export interface ForwardAccept {
 }
 
 export interface HostEvent {
-  kind: 'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'overrun'
+  kind: 'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'elements' | 'overrun'
   ifindex: number
   removed: boolean
 }
@@ -344,6 +350,9 @@ export declare function removeFirewall(): Promise<void>
 /** Removes every tagged accept. */
 export declare function removeForwardAccepts(): Promise<void>
 
+/** Stands for the verdict for some seconds more. False if there is none to stand for. */
+export declare function renewVerdict(): boolean
+
 export interface ResolvedPid {
   path: string
   key: string
@@ -358,6 +367,9 @@ export interface RouteInfo {
   interface: string
   table: number
 }
+
+/** How often the host's rules may have changed: to be read before they are read. */
+export declare function rulesSeen(): number
 
 export interface SandboxInfo {
   key: string
@@ -408,6 +420,9 @@ export interface Tuple {
 
 /** Detaches and unpins everything under the folder; works without `loadFastPath()`. */
 export declare function unloadFastPath(pinDirectory: string): Promise<void>
+
+/** Whether flows may be learned and used for all that is known of the host's rules. */
+export declare function verdictStands(): boolean
 
 /**
  * Calls `listener` for every change of the host, until `stopWatching`. A loaded fast path has

@@ -773,7 +773,8 @@ if (
   }
 }
 
-const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
+const { acceptVerdict, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, renewVerdict, resolvePid, rulesSeen, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, verdictStands, watchHost, writeSysctl } = nativeBinding
+export { acceptVerdict }
 export { applyFirewall }
 export { bumpGeneration }
 export { closeFastPath }
@@ -805,7 +806,9 @@ export { readSysctl }
 export { removeDevice }
 export { removeFirewall }
 export { removeForwardAccepts }
+export { renewVerdict }
 export { resolvePid }
+export { rulesSeen }
 export { setConnectHook }
 export { setDefaultRoutes }
 export { setDevice }
@@ -814,6 +817,7 @@ export { setLocalAddresses }
 export { setPorts }
 export { stopWatching }
 export { unloadFastPath }
+export { verdictStands }
 export { watchHost }
 export { writeSysctl }
 export const __napiBindingTarget = __napiLoadedBindingTarget

@@ -146,6 +146,10 @@ class AddonDatapath implements Datapath {
   setLocalAddresses = (addresses: string[]) =>
     later(() => this.#native.setLocalAddresses(addresses));
   setConnectHook = (enabled: boolean) => later(() => this.#native.setConnectHook(enabled));
+  rulesSeen = () => now(() => this.#native.rulesSeen());
+  acceptVerdict = (seen: number) => now(() => this.#native.acceptVerdict(seen));
+  renewVerdict = () => now(() => this.#native.renewVerdict());
+  verdictStands = () => now(() => this.#native.verdictStands());
   bumpGeneration = () => later(() => this.#native.bumpGeneration());
   deviceCounters = () => later(() => this.#native.deviceCounters());
   portCounters = () => later(() => this.#native.portCounters());

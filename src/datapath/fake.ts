@@ -84,9 +84,11 @@ export class FakeDatapath implements Datapath {
   readonly sandboxes = new Map<string, FakeSandbox>();
   firewall: FirewallSpec = noFirewall;
   conntrack: ConntrackEntry[] = [];
-  foreign = { nft: '{"nftables":[]}', legacy: "" };
-  xfrmPolicies = 0;
   packetRouting: string[] = [];
+  #foreign = { nft: '{"nftables":[]}', legacy: "" };
+  #xfrmPolicies = 0;
+  #rulesSeen = 0;
+  #rulesJudged = -1;
   readonly devices = new Map<number, DeviceSpec>();
   ports: PortEntry[] = [];
   localAddresses: string[] = [];
@@ -137,6 +139,29 @@ export class FakeDatapath implements Datapath {
   /** Tells the listener of `watchHost` of a change. */
   announce(kind: HostEvent["kind"]): void {
     this.#listener?.({ kind, ifindex: 0, removed: false });
+  }
+
+  get foreign(): { nft: string; legacy: string } {
+    return this.#foreign;
+  }
+
+  set foreign(foreign: { nft: string; legacy: string }) {
+    this.#foreign = foreign;
+    this.changeRules();
+  }
+
+  get xfrmPolicies(): number {
+    return this.#xfrmPolicies;
+  }
+
+  set xfrmPolicies(count: number) {
+    this.#xfrmPolicies = count;
+    this.changeRules();
+  }
+
+  /** The host's rules may have changed, as the datapath hears of it. */
+  changeRules(): void {
+    this.#rulesSeen += 1;
   }
 
   #mayFail(method: keyof Datapath): void {
@@ -316,6 +341,7 @@ export class FakeDatapath implements Datapath {
   }
 
   async readForeignRuleset(): Promise<{ nft: string; legacy: string }> {
+    this.#mayFail("readForeignRuleset");
     return { ...this.foreign };
   }
 
@@ -388,6 +414,23 @@ export class FakeDatapath implements Datapath {
   }
 
   async bumpGeneration(): Promise<void> {}
+
+  rulesSeen(): number {
+    return this.#rulesSeen;
+  }
+
+  acceptVerdict(seen: number): boolean {
+    this.#rulesJudged = seen;
+    return this.verdictStands();
+  }
+
+  renewVerdict(): boolean {
+    return this.verdictStands();
+  }
+
+  verdictStands(): boolean {
+    return this.#rulesSeen === this.#rulesJudged;
+  }
 
   async deviceCounters(): Promise<DeviceCounters[]> {
     return [...this.counters];

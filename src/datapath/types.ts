@@ -114,7 +114,8 @@ export interface SandboxInterface {
 
 /** Something of the host changed; several changes of one kind may arrive as one event. */
 export interface HostEvent {
-  kind: "link" | "address" | "route" | "neighbour" | "qdisc" | "ruleset" | "overrun";
+  /** `elements`: of natbridge's own table; `overrun`: notifications were lost. */
+  kind: "link" | "address" | "route" | "neighbour" | "qdisc" | "ruleset" | "elements" | "overrun";
   /** For link and address events: the device; 0 otherwise. */
   ifindex: number;
   removed: boolean;
@@ -395,6 +396,17 @@ export interface Datapath {
   setConnectHook(enabled: boolean): Promise<void>;
   /** Ends every lease at once. */
   bumpGeneration(): Promise<void>;
+  /** How often the host's rules may have changed: to be read before they are read. */
+  rulesSeen(): number;
+  /**
+   * The rules as they were at that count are judged, and the devices told. False if they have changed
+   * meanwhile, or nobody listens whether they do: then nothing is learned or used.
+   */
+  acceptVerdict(seen: number): boolean;
+  /** Stands for the verdict for some seconds more. False if there is none to stand for. */
+  renewVerdict(): boolean;
+  /** Whether flows may be learned and used for all that is known of the host's rules. */
+  verdictStands(): boolean;
   deviceCounters(): Promise<DeviceCounters[]>;
   portCounters(): Promise<PortCounters[]>;
   fastPathCounters(): Promise<FastPathCounters>;

@@ -11,10 +11,10 @@ import { ProblemError } from "../problem.ts";
 import type { Store } from "../store/store.ts";
 import { applyResult, planApply } from "./apply.ts";
 import * as changes from "./changes.ts";
+import { ConnectHook } from "./connect-hook.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import { Devices } from "./devices.ts";
 import { DurableEventLog, type NewEvent } from "./event-log.ts";
-import type { Policy } from "./fast-path-policy.ts";
 import {
   type BridgeFiltering,
   bridgeFiltering,
@@ -24,6 +24,7 @@ import {
   localAddresses,
 } from "./host.ts";
 import { HostSettings } from "./host-settings.ts";
+import { Judge } from "./judge.ts";
 import type { ApplyInput, ApplyResult, Connection } from "./model.ts";
 import { Mutex } from "./mutex.ts";
 import { type PortView, SocketBook } from "./plan-ports.ts";
@@ -39,6 +40,7 @@ import { Traffic } from "./traffic.ts";
 import { advance, retire, type TransitionTools } from "./transition.ts";
 import { Upkeep } from "./upkeep.ts";
 import { endpointView, networkView, type Observed, portView, sandboxView } from "./views.ts";
+import { portEntries } from "./wanted.ts";
 
 export interface CoreOptions {
   datapath: Datapath;
@@ -65,6 +67,8 @@ export class Core implements Service, MetricsSource {
   readonly events: DurableEventLog;
   readonly settings: HostSettings;
   readonly devices: Devices;
+  readonly connectHook: ConnectHook;
+  readonly judge: Judge;
   readonly traffic: Traffic;
   readonly upkeep: Upkeep;
   readonly observed: Observed = { ifindexes: new Map(), failures: new Map() };
@@ -75,7 +79,6 @@ export class Core implements Service, MetricsSource {
   forwardAccepts: string[] = [];
   /** What isolated endpoints were last made for. */
   filtering: BridgeFiltering | null = null;
-  policy: Policy = { hindrances: [], host: true, devices: new Set(), loopback: true };
   readonly #mutex = new Mutex();
   #isReady = false;
 
@@ -86,6 +89,12 @@ export class Core implements Service, MetricsSource {
     this.events = new DurableEventLog(options.store);
     this.settings = new HostSettings(options.datapath, options.store);
     this.devices = new Devices(options.datapath, options.log);
+    this.connectHook = new ConnectHook(
+      options.datapath,
+      options.pinDirectory,
+      portEntries(this.state),
+    );
+    this.judge = new Judge(this);
     const loaded = (): boolean => options.fastPathLoaded;
     this.traffic = new Traffic(options.datapath, options.holder, loaded);
     this.upkeep = new Upkeep(this);
@@ -97,15 +106,17 @@ export class Core implements Service, MetricsSource {
 
   /** Adopts what is there, mends it, and is ready. */
   async start(): Promise<void> {
+    // Whoever judges the host's rules must hear of their changes.
+    this.upkeep.watch();
     await this.upkeep.begin();
     this.#isReady = true;
-    this.upkeep.watch();
   }
 
   /** Answers nothing more; kernel and holder stay as they are. */
   async stop(): Promise<void> {
     this.#isReady = false;
     this.upkeep.stop();
+    await this.judge.stop();
     await this.exclusive(async () => undefined);
   }
 
@@ -127,6 +138,7 @@ export class Core implements Service, MetricsSource {
       bridgeFiltering: () => bridgeFiltering(datapath),
       fastPathLoaded: () => fastPathLoaded,
       describeDevices: (state) => this.describeDevices(state),
+      setConnectPorts: (state) => this.connectHook.setPorts(portEntries(state)),
       commit: (difference, stale, after) => this.commit(difference, noteOf(store, stale, after)),
       clearNoted: () => clearNoted(datapath, store, localAddresses(this.links), null),
       deleteEntries: (stale) => deleteEntries(datapath, stale, localAddresses(this.links)),
@@ -142,7 +154,7 @@ export class Core implements Service, MetricsSource {
     for (const { id, hostInterface } of state.endpoint.values())
       this.observed.ifindexes.set(id, byName.get(hostInterface) ?? 0);
     if (!fastPathLoaded) return;
-    await this.devices.follow(state, this.links, this.uplinks, this.policy);
+    await this.devices.follow(state, this.links, this.uplinks);
   }
 
   /** Makes a difference durable, and then tells of it. */
@@ -224,9 +236,8 @@ export class Core implements Service, MetricsSource {
       throw error;
     }
     this.state = after;
-    // Which devices may have the fast path is decided by what a network asks for, and by the host.
-    const { added, changed } = difference.network;
-    if (added.length + changed.length > 0) this.upkeep.soon();
+    // A network that switches the fast path off, or on again, is told of as what the host's rules do.
+    this.judge.tell();
     const failures = await retire(this.tools, before, after, difference);
     if (failures.length > 0) {
       this.options.log.warn(
@@ -410,6 +421,7 @@ export class Core implements Service, MetricsSource {
     }
     await this.exclusive(async () => {
       await datapath.setFastPathEnabled(pinDirectory, enabled);
+      await this.connectHook.followSwitch();
       store.saveSetting("fast-path", enabled ? "on" : "off");
       const type = enabled ? "datapath.enabled" : "datapath.disabled";
       this.events.record([{ type, object: null, message: "asked for" }], this.now());

@@ -1,29 +1,39 @@
-/** Where the fast path must stay off, and why. */
+/** Where the fast path must stay off, and why: a verdict on what the host has set up. */
 import type { Datapath, LinkInfo } from "../datapath/types.ts";
-import { analyseLoopback } from "../firewall/loopback.ts";
+import { analyseLoopback, type LoopbackAnalysis } from "../firewall/loopback.ts";
 import { findMeters } from "../firewall/meters.ts";
-import { reasonOf } from "../reason.ts";
 import { addressOf, isLoopback } from "./addresses.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import { localAddresses } from "./host.ts";
 import type { State } from "./state.ts";
-import { portEntries } from "./wanted.ts";
 
 export type Hindrance = DatapathStatus["off"][number];
 
+/** Of the whole host, whatever natbridge has to do with now: a device may become its own any time. */
 export interface Policy {
   hindrances: Hindrance[];
   /** The host as a whole may have it. */
   host: boolean;
   /** Names of devices that may not. */
   devices: Set<string>;
-  /** Loopback may take the connect hook. */
-  loopback: boolean;
+  /** Whether the connect hook may serve a port. */
+  loopback: LoopbackAnalysis;
+  /** The host's own addresses that this was judged for, loopback left out. */
+  localAddresses: string[];
 }
 
-function queueing(links: LinkInfo[], concerned: Set<string>): Hindrance[] {
+/** Before the first look nothing is known to be harmless. */
+export const nothingKnown: Policy = {
+  hindrances: [],
+  host: false,
+  devices: new Set(),
+  loopback: () => ({ hindered: true, rule: "", reason: "the host's rules have not been read yet" }),
+  localAddresses: [],
+};
+
+function queueing(links: LinkInfo[]): Hindrance[] {
   return links
-    .filter((link) => concerned.has(link.name) && link.qdiscs.length > 0)
+    .filter((link) => link.qdiscs.length > 0)
     .map((link) => ({
       where: link.name,
       reason: `a queueing discipline or filter must see every packet: ${link.qdiscs.join(", ")}`,
@@ -31,67 +41,55 @@ function queueing(links: LinkInfo[], concerned: Set<string>): Hindrance[] {
     }));
 }
 
-function loopback(
-  state: State,
-  links: LinkInfo[],
-  foreign: { nft: string; legacy: string },
-): Hindrance | null {
-  const judge = analyseLoopback(
-    foreign,
-    localAddresses(links).filter((address) => !isLoopback(addressOf(address))),
-  );
-  for (const port of portEntries(state)) {
-    const family = port.hostAddress.includes(":") ? "ipv6" : "ipv4";
-    const verdict = judge({ family, protocol: port.protocol, port: port.hostPort });
-    if (verdict.hindered) return { where: "loopback", reason: verdict.reason, rule: verdict.rule };
-  }
-  return null;
-}
+/** The host's own addresses that the connect hook serves beside loopback. */
+export const servedAddresses = (links: LinkInfo[]): string[] => [
+  ...new Set(localAddresses(links).filter((address) => !isLoopback(addressOf(address)))),
+];
 
 /**
- * Reads the host's rules, queueing disciplines and IPsec policies. What can't be read counts as a
- * reason to stay off.
+ * Reads the host's rules, queueing disciplines and IPsec policies.
  *
- * @param concerned Names of the devices the programs are on, and of the bridges they skip.
+ * @throws DatapathError or Error if any of it can't be read.
  */
 export async function readPolicy(
   datapath: Datapath,
-  state: State,
-  links: LinkInfo[],
-  concerned: Set<string>,
-): Promise<Policy> {
-  const hindrances = queueing(links, concerned);
-  try {
-    const foreign = await datapath.readForeignRuleset();
-    for (const { where, rule, reason } of findMeters(foreign))
-      if (where === "host" || concerned.has(where)) hindrances.push({ where, rule, reason });
-    for (const rule of await datapath.listPacketRouting())
-      hindrances.push({ where: "host", rule, reason: "it routes packets of one connection apart" });
-    const hindered = loopback(state, links, foreign);
-    if (hindered) hindrances.push(hindered);
-  } catch (error) {
-    const reason = `the host's rules can't be read: ${reasonOf(error)}`;
-    for (const where of ["host", "loopback"]) hindrances.push({ where, reason, rule: null });
-  }
-  const policies = await datapath.countXfrmPolicies();
-  if (policies > 0)
+): Promise<{ policy: Policy; links: LinkInfo[] }> {
+  const [links, foreign, ipsec, routing] = await Promise.all([
+    datapath.listLinks(),
+    datapath.readForeignRuleset(),
+    datapath.countXfrmPolicies(),
+    datapath.listPacketRouting(),
+  ]);
+  const addresses = servedAddresses(links);
+  const hindrances: Hindrance[] = [...queueing(links), ...findMeters(foreign)];
+  for (const rule of routing)
+    hindrances.push({ where: "host", rule, reason: "it routes packets of one connection apart" });
+  if (ipsec > 0)
     hindrances.push({
       where: "host",
-      reason: `${policies} IPsec policies are in force`,
+      reason: `${ipsec} IPsec policies are in force`,
       rule: null,
     });
-  for (const network of state.network.values())
-    if (network.fastPath === "off" && network.bridge !== null)
-      hindrances.push({
-        where: network.bridge,
-        reason: `network ${network.name} has it off`,
-        rule: null,
-      });
   const places = new Set(hindrances.map(({ where }) => where));
   return {
-    hindrances,
-    host: !places.has("host"),
-    devices: places,
-    loopback: !places.has("loopback"),
+    links,
+    policy: {
+      hindrances,
+      host: !places.has("host"),
+      devices: places,
+      loopback: analyseLoopback(foreign, addresses),
+      localAddresses: addresses,
+    },
   };
+}
+
+/** What the desired state itself keeps off. */
+export function networksOff(state: State): Hindrance[] {
+  return state.network
+    .values()
+    .flatMap(({ name, bridge, fastPath }) =>
+      fastPath === "off" && bridge !== null
+        ? { where: bridge, reason: `network ${name} has it off`, rule: null }
+        : [],
+    );
 }

@@ -6,10 +6,9 @@ import { DatapathError } from "../datapath/error.ts";
 import type { LinkInfo, SandboxInfo } from "../datapath/types.ts";
 import type { HolderBinding, HolderBindingState, HolderUpdate } from "../holder/types.ts";
 import { reasonOf } from "../reason.ts";
-import { addressOf, isLoopback } from "./addresses.ts";
 import type { Core } from "./core.ts";
 import type { NewEvent } from "./event-log.ts";
-import { type Policy, readPolicy } from "./fast-path-policy.ts";
+import { servedAddresses } from "./fast-path-policy.ts";
 import { type BridgeFiltering, bridgeFiltering, findUplinks, localAddresses } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
 import { clearNoted } from "./stale-note.ts";
@@ -267,41 +266,17 @@ class Reconciliation {
 
   async #devices(): Promise<void> {
     const core = this.#core;
-    if (core.options.fastPathLoaded) {
-      const before = core.policy;
-      core.policy = await readPolicy(
-        core.options.datapath,
-        core.state,
-        core.links,
-        concerned(core),
-      );
-      this.#tellPolicy(before, core.policy);
-    }
+    await core.judge.ifDue();
     await core.describeDevices(core.state);
   }
 
-  #tellPolicy(before: Policy, after: Policy): void {
-    const textOf = ({ where, reason, rule }: Policy["hindrances"][number]): string =>
-      `${where}: ${reason}${rule === null ? "" : ` (${rule})`}`;
-    const [old, now] = [before.hindrances.map(textOf), after.hindrances.map(textOf)];
-    for (const text of now)
-      if (!old.includes(text))
-        this.#events.push({ type: "datapath.degraded", object: null, message: `off on ${text}` });
-    for (const text of old)
-      if (!now.includes(text))
-        this.#events.push({ type: "datapath.enabled", object: null, message: `again on ${text}` });
-  }
-
   async #connectHook(): Promise<void> {
-    const { options, state, links, policy } = this.#core;
-    const { datapath, pinDirectory } = options;
-    const local = localAddresses(links);
-    await datapath.setLocalAddresses([
-      ...new Set(local.filter((address) => !isLoopback(addressOf(address)))),
-    ]);
-    await datapath.setPorts(portEntries(state));
-    const enabled = await datapath.fastPathEnabled(pinDirectory);
-    await datapath.setConnectHook(enabled && policy.loopback);
+    const { state, links, judge, connectHook } = this.#core;
+    const judged = new Set(judge.policy.localAddresses);
+    const local = servedAddresses(links);
+    const isSame = local.length === judged.size && local.every((address) => judged.has(address));
+    if (!isSame) await judge.now();
+    await connectHook.setPorts(portEntries(state));
   }
 
   async #reservations(): Promise<void> {
@@ -353,15 +328,6 @@ class Reconciliation {
     }
     return { repairs: this.#repairs.map(({ message }) => message), failures: this.#failures };
   }
-}
-
-/** Devices whose rules and queueing the fast path would skip. */
-function concerned({ state, uplinks }: Core): Set<string> {
-  return new Set([
-    ...uplinks.map(({ name }) => name),
-    ...state.endpoint.values().map(({ hostInterface }) => hostInterface),
-    ...state.network.values().flatMap(({ bridge }) => bridge ?? []),
-  ]);
 }
 
 function bindingRepairs(

@@ -87,7 +87,7 @@ export async function readDatapathStatus(core: Core): Promise<DatapathStatus> {
   const { release, missing, fastPath, cgroup2, ...flags } = features;
   const enabled = counts?.enabled ?? false;
   return {
-    mode: enabled && core.policy.host ? "fast" : "kernel",
+    mode: enabled && core.judge.allowsHost ? "fast" : "kernel",
     enabled,
     programs: counts?.programs ?? [],
     kernel: {
@@ -96,7 +96,7 @@ export async function readDatapathStatus(core: Core): Promise<DatapathStatus> {
       missing,
     },
     uplinks: core.uplinks.map(({ name, ifindex, addresses }) => ({ name, ifindex, addresses })),
-    off: counts === null ? [] : core.policy.hindrances,
+    off: counts === null ? [] : core.judge.hindrances(),
     cache: cacheOf(counts),
     passes: counts?.fastPath.passes ?? [],
     drops: dropsOf(core, counts),

@@ -20,7 +20,6 @@ import {
   endpointSpec,
   firewallSpec,
   networkAlias,
-  portEntries,
 } from "./wanted.ts";
 
 export interface TransitionTools {
@@ -34,6 +33,8 @@ export interface TransitionTools {
   fastPathLoaded: () => boolean;
   /** Finds the endpoints' devices, and tells the programs of them if they are loaded. */
   describeDevices: (state: State) => Promise<void>;
+  /** Tells the connect hooks of a state's ports. */
+  setConnectPorts: (state: State) => Promise<void>;
   /** The durable write. */
   commit: (difference: StateDifference, stale: StaleEntries, after: State) => void;
   /** Deletes the conntrack entries that were noted with it. */
@@ -163,8 +164,8 @@ export async function advance(
   if (tools.fastPathLoaded())
     await steps.run(
       "connect-hook",
-      () => datapath.setPorts(portEntries(after)),
-      () => datapath.setPorts(portEntries(before)),
+      () => tools.setConnectPorts(after),
+      () => tools.setConnectPorts(before),
     );
   tools.commit(difference, staleEntries(before, after, endpoint.removed), after);
 }

@@ -33,6 +33,8 @@ export class Upkeep {
 
   /** Adopts what is there, mends it, and makes the predefined networks that are missing. */
   async begin(): Promise<void> {
+    // First of all: an earlier daemon's verdict on the host's rules is good for seconds only.
+    await this.#core.judge.now();
     await this.now();
     const { state, options } = this.#core;
     const missing = (["bridge", "host", "none"] as const).filter(
@@ -57,12 +59,15 @@ export class Upkeep {
   watch(): void {
     const { datapath, holder } = this.#core.options;
     datapath.watchHost((event) => this.#hear(event));
+    this.#core.judge.begin();
     holder.onLost(() => this.soon());
     this.#regular = setInterval(() => this.soon(), regularMilliseconds);
     this.soon();
   }
 
   #hear({ kind }: HostEvent): void {
+    // The connect hook serves the host's addresses, and rules may tell them apart.
+    if (["ruleset", "qdisc", "overrun", "address"].includes(kind)) this.#core.judge.soon();
     // Neighbours end leases in the datapath itself; nothing here depends on them.
     if (kind !== "neighbour") this.soon();
   }
@@ -79,6 +84,7 @@ export class Upkeep {
 
   /** Reconciles when no change is under way. Never throws. */
   async now(): Promise<void> {
+    await this.#core.judge.idle();
     await this.#core.exclusive(() => this.duringChange());
   }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use napi_derive::napi;
 use natbridge_datapath::fastpath::{self, DeviceRole, FastPath, TransportProtocol};
@@ -9,6 +10,11 @@ use natbridge_datapath::{Error, ErrorKind};
 
 use crate::blocking::run;
 use crate::error::to_napi;
+use crate::host::is_watching;
+
+/// How long a verdict on the host's rules outlives the daemon that made it: time for another one to
+/// start and make its own.
+const VERDICT_LEASE: Duration = Duration::from_secs(4);
 
 static LOADED: Mutex<Option<Arc<FastPath>>> = Mutex::new(None);
 
@@ -24,13 +30,24 @@ pub fn bump_generation_if_loaded() {
     }
 }
 
+/// As if told of a change of the host's rules: nothing is learned or used until they are judged.
+pub fn rules_changed_if_loaded() {
+    if let Some(fast_path) = loaded().as_ref() {
+        fast_path.switches().rules_changed();
+    }
+}
+
+fn fast_path() -> napi::Result<Arc<FastPath>> {
+    loaded()
+        .clone()
+        .ok_or_else(|| to_napi(Error::new(ErrorKind::Unsupported, "the fast path is not loaded")))
+}
+
 /// Runs blocking work with the loaded fast path.
 async fn with<T: Send + 'static>(
     work: impl FnOnce(&FastPath) -> natbridge_datapath::Result<T> + Send + 'static,
 ) -> napi::Result<T> {
-    let fast_path = loaded().clone().ok_or_else(|| {
-        to_napi(Error::new(ErrorKind::Unsupported, "the fast path is not loaded"))
-    })?;
+    let fast_path = fast_path()?;
     run(move || work(&fast_path)).await
 }
 
@@ -520,6 +537,34 @@ pub async fn bump_generation() -> napi::Result<()> {
         Ok(())
     })
     .await
+}
+
+/// How often the host's rules may have changed: to be read before they are read.
+#[napi(catch_unwind)]
+pub fn rules_seen() -> napi::Result<u32> {
+    Ok(fast_path()?.switches().rules_seen())
+}
+
+/// The rules as they were at that count are judged, and the devices told. False if they have
+/// changed meanwhile, or nobody listens whether they do: then nothing is learned or used.
+#[napi(catch_unwind)]
+pub fn accept_verdict(seen: u32) -> napi::Result<bool> {
+    let fast_path = fast_path()?;
+    Ok(is_watching()
+        && fast_path.switches().accept_verdict(seen, VERDICT_LEASE).map_err(to_napi)?)
+}
+
+/// Stands for the verdict for some seconds more. False if there is none to stand for.
+#[napi(catch_unwind)]
+pub fn renew_verdict() -> napi::Result<bool> {
+    let fast_path = fast_path()?;
+    Ok(is_watching() && fast_path.switches().renew_verdict(VERDICT_LEASE).map_err(to_napi)?)
+}
+
+/// Whether flows may be learned and used for all that is known of the host's rules.
+#[napi(catch_unwind)]
+pub fn verdict_stands() -> napi::Result<bool> {
+    fast_path()?.switches().verdict_stands().map_err(to_napi)
 }
 
 /// Each device's counters.

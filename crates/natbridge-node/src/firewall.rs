@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use napi::bindgen_prelude::spawn_blocking;
 use napi_derive::napi;
 use natbridge_datapath::firewall::{self as datapath, Family, Prefix, Protocol};
 use natbridge_datapath::{Error, ErrorKind, Result};
 
+use crate::blocking::{change, run};
 use crate::error::to_napi;
 
 /// All that the table `inet natbridge` must say.
@@ -67,7 +67,7 @@ pub struct ForeignRuleset {
 #[napi]
 pub async fn apply_firewall(spec: FirewallSpec) -> napi::Result<FirewallChange> {
     let spec = datapath::FirewallSpec::try_from(spec).map_err(to_napi)?;
-    let change = off_thread(move || datapath::apply_firewall(&spec)).await?;
+    let change = change(move || datapath::apply_firewall(&spec), |change| change.changed).await?;
     Ok(FirewallChange {
         changed: change.changed,
         elements_added: count(change.elements_added),
@@ -79,20 +79,23 @@ pub async fn apply_firewall(spec: FirewallSpec) -> napi::Result<FirewallChange> 
 /// Removes the table `inet natbridge`.
 #[napi]
 pub async fn remove_firewall() -> napi::Result<()> {
-    off_thread(datapath::remove_firewall).await
+    change(datapath::remove_firewall, |()| true).await
 }
 
 /// Reads the rulesets that are not ours.
 #[napi]
 pub async fn read_foreign_ruleset() -> napi::Result<ForeignRuleset> {
-    let ruleset = off_thread(datapath::read_foreign_ruleset).await?;
+    let ruleset = run(datapath::read_foreign_ruleset).await?;
     Ok(ForeignRuleset { nft: ruleset.nft, legacy: ruleset.legacy })
 }
 
 /// Puts the tagged accept at the end of every forward chain with policy drop.
 #[napi]
 pub async fn ensure_forward_accepts() -> napi::Result<Vec<ForwardAccept>> {
-    let accepts = off_thread(datapath::ensure_forward_accepts).await?;
+    let accepts = change(datapath::ensure_forward_accepts, |accepts| {
+        accepts.iter().any(|accept| accept.inserted)
+    })
+    .await?;
     Ok(accepts
         .into_iter()
         .map(|accept| ForwardAccept { chain: accept.chain, inserted: accept.inserted })
@@ -102,7 +105,7 @@ pub async fn ensure_forward_accepts() -> napi::Result<Vec<ForwardAccept>> {
 /// Removes every tagged accept.
 #[napi]
 pub async fn remove_forward_accepts() -> napi::Result<()> {
-    off_thread(datapath::remove_forward_accepts).await
+    change(datapath::remove_forward_accepts, |()| true).await
 }
 
 impl TryFrom<FirewallSpec> for datapath::FirewallSpec {
@@ -173,14 +176,4 @@ fn number(port: u32, field: &str) -> Result<u16> {
 
 fn count(elements: usize) -> u32 {
     u32::try_from(elements).unwrap_or(u32::MAX)
-}
-
-/// Runs what waits for child processes where it holds up neither JavaScript nor the async workers.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> napi::Result<T> {
-    spawn_blocking(work)
-        .await
-        .map_err(|cause| napi::Error::from_reason(format!("[io] firewall: {cause}")))?
-        .map_err(to_napi)
 }

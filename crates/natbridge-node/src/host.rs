@@ -7,9 +7,9 @@ use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi_derive::napi;
 use natbridge_datapath::host::{self, Watch};
 
-use crate::blocking::run;
+use crate::blocking::{change, run};
 use crate::error::to_napi;
-use crate::fastpath::bump_generation_if_loaded;
+use crate::fastpath::{bump_generation_if_loaded, rules_changed_if_loaded};
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
@@ -21,6 +21,21 @@ fn set_watch(watch: Option<Watch>) {
         std::mem::replace(&mut *current, watch)
     };
     drop(before);
+}
+
+/// Whether changes of the host are heard of.
+pub fn is_watching() -> bool {
+    let watch = WATCH.lock().unwrap_or_else(PoisonError::into_inner);
+    watch.as_ref().is_some_and(Watch::listens)
+}
+
+/// Before anybody else hears of it.
+fn hear(events: &[host::HostEvent]) {
+    if events.iter().any(|event| event.kind.concerns_rules()) {
+        rules_changed_if_loaded();
+    } else {
+        bump_generation_if_loaded();
+    }
 }
 
 fn convert<From, To: std::convert::From<From>>(items: Vec<From>) -> Vec<To> {
@@ -231,7 +246,7 @@ impl From<host::ResolvedPid> for ResolvedPid {
 #[napi(object)]
 pub struct HostEvent {
     #[napi(
-        ts_type = "'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'overrun'"
+        ts_type = "'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'elements' | 'overrun'"
     )]
     pub kind: String,
     pub ifindex: u32,
@@ -366,37 +381,37 @@ pub async fn count_xfrm_policies() -> napi::Result<u32> {
 /// Makes a bridge, or takes up the one that is there with our alias.
 #[napi]
 pub async fn create_bridge(spec: BridgeSpec) -> napi::Result<LinkInfo> {
-    run(move || host::create_bridge(&spec.into())).await.map(Into::into)
+    change(move || host::create_bridge(&spec.into()), |_| true).await.map(Into::into)
 }
 
 /// Mends what differs from `spec`; answers what it mended.
 #[napi]
 pub async fn ensure_bridge(spec: BridgeSpec) -> napi::Result<Vec<String>> {
-    run(move || host::ensure_bridge(&spec.into())).await
+    change(move || host::ensure_bridge(&spec.into()), |mended| !mended.is_empty()).await
 }
 
 /// Makes an endpoint, whole or not at all.
 #[napi]
 pub async fn create_endpoint(spec: EndpointSpec) -> napi::Result<EndpointLink> {
-    run(move || host::create_endpoint(&spec.into())).await.map(Into::into)
+    change(move || host::create_endpoint(&spec.into()), |_| true).await.map(Into::into)
 }
 
 /// Mends what differs from `spec`; answers what it mended.
 #[napi]
 pub async fn ensure_endpoint(spec: EndpointSpec) -> napi::Result<Vec<String>> {
-    run(move || host::ensure_endpoint(&spec.into())).await
+    change(move || host::ensure_endpoint(&spec.into()), |mended| !mended.is_empty()).await
 }
 
 /// Deletes a device of the host by name; false if there was none.
 #[napi]
 pub async fn delete_link(name: String) -> napi::Result<bool> {
-    run(move || host::delete_link(&name)).await
+    change(move || host::delete_link(&name), |deleted| *deleted).await
 }
 
 /// Replaces natbridge's default routes in a sandbox; null removes them.
 #[napi]
 pub async fn set_default_routes(sandbox_path: String, routes: DefaultRoutes) -> napi::Result<()> {
-    run(move || host::set_default_routes(&sandbox_path, &routes.into())).await
+    change(move || host::set_default_routes(&sandbox_path, &routes.into()), |()| true).await
 }
 
 /// What is in a sandbox.
@@ -417,7 +432,7 @@ pub async fn resolve_pid(pid: u32) -> napi::Result<ResolvedPid> {
 pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
     let listener =
         listener.build_threadsafe_function().weak::<true>().callee_handled::<false>().build()?;
-    let watch = Watch::start(bump_generation_if_loaded, move |events| {
+    let watch = Watch::start(hear, move |events| {
         for event in events {
             listener.call(event.into(), ThreadsafeFunctionCallMode::NonBlocking);
         }
@@ -441,5 +456,5 @@ pub async fn list_conntrack() -> napi::Result<Vec<ConntrackEntry>> {
 /// Deletes the entries that match any of the filters; answers how many.
 #[napi]
 pub async fn delete_conntrack(filters: Vec<ConntrackFilter>) -> napi::Result<u32> {
-    run(move || host::delete_conntrack(&convert(filters))).await
+    change(move || host::delete_conntrack(&convert(filters)), |count| *count > 0).await
 }

@@ -212,6 +212,11 @@ fn linked_cgroup(link: &Link) -> Option<u64> {
 pub fn unload(pin_directory: &str) -> Result<()> {
     let pins = Pins::new(pin_directory)?;
     let mut failures = Vec::new();
+    if let Ok(switches) = Switches::open(&pins) {
+        // A link whose pin is gone may run for a moment yet: nothing is carried past this call.
+        switches.set_enabled(false);
+        switches.set_connect_enabled(false);
+    }
     if pins.map("devices").exists() {
         match detach_filters(&pins) {
             Ok(()) => {}

@@ -69,6 +69,11 @@ impl FastPath {
         self.switches.bump_generation();
     }
 
+    /// The switches that say whether flows may be learned and used.
+    pub fn switches(&self) -> &Switches {
+        &self.switches
+    }
+
     /// Connect hooks serve loopback and local addresses, or leave all to others.
     pub fn set_connect_hook(&self, enabled: bool) {
         self.switches.set_connect_enabled(enabled);

@@ -36,6 +36,7 @@ pub const PASSES: &[(nb_event, &str)] = &[
     (nb_event::NB_PASS_CONNTRACK_HELPER, "conntrack_helper"),
     (nb_event::NB_PASS_OTHER_TUPLE, "other_tuple"),
     (nb_event::NB_PASS_CACHE_FULL, "cache_full"),
+    (nb_event::NB_PASS_UNJUDGED, "rules_unjudged"),
 ];
 
 /// What the connect hooks did with a call.
@@ -52,6 +53,7 @@ pub const CONNECTS: &[(nb_connect_result, &str)] = &[
     (nb_connect_result::NB_CONNECT_NO_MEMORY, "no_memory"),
     (nb_connect_result::NB_CONNECT_ANSWER_MAPPED, "answer_mapped"),
     (nb_connect_result::NB_CONNECT_PEER_MAPPED, "peer_mapped"),
+    (nb_connect_result::NB_CONNECT_UNJUDGED, "rules_unjudged"),
 ];
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::libc;
+use nix::time::{ClockId, clock_gettime};
 
 use super::abi::nb_config;
 use super::pins::Pins;
@@ -16,6 +18,8 @@ use crate::error::{Context, Result};
 pub struct Switches {
     page: NonNull<nb_config>,
     length: NonZeroUsize,
+    /// The verdict is this process's own: nobody stands for another's.
+    is_ours: AtomicBool,
 }
 
 // SAFETY: the page is shared memory that lives as long as this value; it is only used atomically.
@@ -47,7 +51,7 @@ impl Switches {
         }
         let page = NonNull::new(address.cast())
             .ok_or_else(|| crate::Error::from_errno(libc::ENOMEM, "mapping the switches"))?;
-        Ok(Self { page, length })
+        Ok(Self { page, length, is_ours: AtomicBool::new(false) })
     }
 
     /// Everything as it is now.
@@ -59,6 +63,88 @@ impl Switches {
     fn word(&self, offset: usize) -> &AtomicU32 {
         // SAFETY: offset_of! of an aligned u32 within the mapped struct.
         unsafe { AtomicU32::from_ptr(self.page.as_ptr().byte_add(offset).cast()) }
+    }
+
+    fn verdict_until(&self) -> &AtomicU64 {
+        // SAFETY: offset_of! of an aligned u64 within the mapped struct.
+        unsafe {
+            let offset = std::mem::offset_of!(nb_config, verdict_until);
+            AtomicU64::from_ptr(self.page.as_ptr().byte_add(offset).cast())
+        }
+    }
+
+    fn rules_seen_word(&self) -> &AtomicU32 {
+        self.word(std::mem::offset_of!(nb_config, rules_seen))
+    }
+
+    fn rules_judged_word(&self) -> &AtomicU32 {
+        self.word(std::mem::offset_of!(nb_config, rules_judged))
+    }
+
+    /// How often the host's rules may have changed. To be read before they are read.
+    pub fn rules_seen(&self) -> u32 {
+        self.rules_seen_word().load(Ordering::SeqCst)
+    }
+
+    /// The host's rules may have changed: no flow is learned or used, and no hook serves, until
+    /// they have been judged anew.
+    pub fn rules_changed(&self) {
+        self.rules_seen_word().fetch_add(1, Ordering::SeqCst);
+        self.bump_generation();
+    }
+
+    /// The rules as they were at that count are judged, and the devices told: the verdict stands
+    /// for `lease`. Answers false if they have changed meanwhile.
+    ///
+    /// # Errors
+    /// The clock's.
+    pub fn accept_verdict(&self, seen: u32, lease: Duration) -> Result<bool> {
+        self.end_leases_of_a_lapsed_verdict()?;
+        self.rules_judged_word().store(seen, Ordering::SeqCst);
+        self.is_ours.store(true, Ordering::SeqCst);
+        self.stand_for(lease)?;
+        Ok(self.rules_seen() == seen)
+    }
+
+    /// Stands for the verdict for another `lease`. Answers false if there is none to stand for.
+    ///
+    /// # Errors
+    /// The clock's.
+    pub fn renew_verdict(&self, lease: Duration) -> Result<bool> {
+        let judged = self.rules_judged_word().load(Ordering::SeqCst);
+        if !self.is_ours.load(Ordering::SeqCst) || self.rules_seen() != judged {
+            return Ok(false);
+        }
+        self.end_leases_of_a_lapsed_verdict()?;
+        self.stand_for(lease)?;
+        Ok(true)
+    }
+
+    /// Whether flows may be learned and used for all that is known of the host's rules.
+    ///
+    /// # Errors
+    /// The clock's.
+    pub fn verdict_stands(&self) -> Result<bool> {
+        let judged = self.rules_judged_word().load(Ordering::SeqCst);
+        Ok(self.rules_seen() == judged && !self.has_lapsed()?)
+    }
+
+    fn has_lapsed(&self) -> Result<bool> {
+        Ok(monotonic()? >= self.verdict_until().load(Ordering::SeqCst))
+    }
+
+    /// While nobody stood for the rules nobody heard of their changes either.
+    fn end_leases_of_a_lapsed_verdict(&self) -> Result<()> {
+        if self.has_lapsed()? {
+            self.bump_generation();
+        }
+        Ok(())
+    }
+
+    fn stand_for(&self, lease: Duration) -> Result<()> {
+        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        self.verdict_until().store(monotonic()?.saturating_add(lease), Ordering::SeqCst);
+        Ok(())
     }
 
     /// Ends every lease at once.
@@ -83,6 +169,12 @@ impl Switches {
         self.word(std::mem::offset_of!(nb_config, connect_enabled))
             .store(u32::from(enabled), Ordering::SeqCst);
     }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the programs' clock.
+fn monotonic() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?;
+    Ok(u64::try_from(Duration::from(now).as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Drop for Switches {

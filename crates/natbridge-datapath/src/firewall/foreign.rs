@@ -1,11 +1,20 @@
 //! Reads the rulesets that are not ours.
 
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use serde_json::{Value, json};
 
 use super::legacy::{FAMILIES, tagged_rule};
 use super::mark::FORWARD_ACCEPT_MARK;
 use super::{nft, unlisted};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::host::{NftTable, list_nft_tables};
+
+/// Listings at a time.
+const PARALLEL: usize = 4;
 
 /// Everything on the host's packet paths that natbridge did not write.
 #[derive(Clone, Debug, Default)]
@@ -23,10 +32,55 @@ pub struct ForeignRuleset {
 /// # Errors
 /// `Unsupported` if nft is missing, or iptables-legacy where its tables exist.
 pub fn read_foreign_ruleset() -> Result<ForeignRuleset> {
-    let mut objects = list_ruleset()?;
+    let mut objects = match read_tables() {
+        Ok(objects) => objects,
+        // One may have gone in between: all at once is slower, and of one moment.
+        Err(_) => list_ruleset()?,
+    };
     objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
     unlisted::complete(&mut objects)?;
     Ok(ForeignRuleset { nft: json!({ "nftables": objects }).to_string(), legacy: read_legacy()? })
+}
+
+/// Table by table, several at a time, without our own, which may hold thousands of ports.
+fn read_tables() -> Result<Vec<Value>> {
+    let tables: Vec<NftTable> =
+        list_nft_tables()?.into_iter().filter(|table| !table.is_own()).collect();
+    let next = AtomicUsize::new(0);
+    let listings = Mutex::new(vec![Vec::new(); tables.len()]);
+    let work = || -> Result<()> {
+        while let Some((index, table)) = {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            tables.get(index).map(|table| (index, table))
+        } {
+            let listing = read_table(table)?;
+            let mut all = listings.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(place) = all.get_mut(index) {
+                *place = listing;
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..tables.len().min(PARALLEL)).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for other in others {
+            let ended = other
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "reading a table was cut off")));
+            result = result.and(ended);
+        }
+        result
+    })?;
+    Ok(listings.into_inner().unwrap_or_else(PoisonError::into_inner).concat())
+}
+
+fn read_table(table: &NftTable) -> Result<Vec<Value>> {
+    // As JSON, names may be any.
+    let command = json!({ "nftables": [
+        { "list": { "table": { "family": table.family, "name": table.name } } }
+    ] });
+    objects_of(&nft::query_json(&command)?)
 }
 
 fn read_legacy() -> Result<String> {
@@ -51,17 +105,22 @@ fn read_legacy() -> Result<String> {
 /// The ruleset's objects without our table.
 pub(super) fn list_ruleset() -> Result<Vec<Value>> {
     let listing = nft::nft(&["-j", "list", "ruleset"]).context("list the ruleset")?;
-    let mut listing: Value = serde_json::from_str(&listing)
-        .map_err(|cause| Error::new(ErrorKind::Io, format!("read nft's listing: {cause}")))?;
-    let objects = listing.get_mut("nftables").map(Value::take);
-    let Some(Value::Array(mut objects)) = objects else {
-        return Err(Error::new(
-            ErrorKind::Io,
-            "nft's listing has a form that natbridge does not know",
-        ));
-    };
+    let mut objects = objects_of(&listing)?;
     objects.retain(|object| !is_ours(object));
     Ok(objects)
+}
+
+/// The objects of one of nft's listings in JSON.
+fn objects_of(listing: &str) -> Result<Vec<Value>> {
+    let mut listing: Value = serde_json::from_str(listing)
+        .map_err(|cause| Error::new(ErrorKind::Io, format!("read nft's listing: {cause}")))?;
+    match listing.get_mut("nftables").map(Value::take) {
+        Some(Value::Array(objects)) => Ok(objects),
+        _ => Err(Error::new(
+            ErrorKind::Io,
+            "nft's listing has a form that natbridge does not know",
+        )),
+    }
 }
 
 fn is_ours(object: &Value) -> bool {

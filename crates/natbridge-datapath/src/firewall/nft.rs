@@ -35,6 +35,15 @@ pub fn commit_json(commands: &Value) -> Result<()> {
     run(Command::new("nft").args(["-j", "-f", "-"]), "nft", "nftables", Some(&script)).map(drop)
 }
 
+/// Runs a query in nft's JSON form and answers its standard output.
+///
+/// # Errors
+/// As [`nft`].
+pub fn query_json(command: &Value) -> Result<String> {
+    let script = command.to_string();
+    run(Command::new("nft").args(["-j", "-f", "-"]), "nft", "nftables", Some(&script))
+}
+
 /// Loads a script in a network namespace of its own and answers how nft lists the table there.
 ///
 /// # Errors

@@ -6,8 +6,10 @@ mod bridge;
 mod conntrack;
 mod endpoint;
 mod link;
+mod names;
 mod namespace;
 pub(crate) mod netlink;
+mod nftables;
 pub(crate) mod nla;
 mod packet_routing;
 mod qdisc;
@@ -17,6 +19,7 @@ mod sandbox;
 mod sysctl;
 pub mod watch;
 mod xfrm;
+mod xtables;
 
 pub use address::OWN_PROTOCOL;
 pub use bridge::{BridgeSpec, create_bridge, ensure_bridge};
@@ -26,6 +29,7 @@ pub use conntrack::{
 };
 pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
 pub use link::{LinkInfo, delete_link, list_links};
+pub use nftables::{NftTable, list_nft_tables};
 pub use packet_routing::list_packet_routing;
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
 pub use sandbox::{ResolvedPid, SandboxInfo, SandboxInterface, inspect_sandbox, resolve_pid};

@@ -1,11 +1,12 @@
 //! Notice of what changes on the host, by the kernel's own notifications.
 //!
-//! Two listeners, in this order: `on_change` at once, on the watching thread, for whoever must act
-//! before the next packet; `on_events` with the changes of 20 ms put together.
+//! Two listeners, in this order: `on_change` at once, for whoever must act before the next packet;
+//! `on_events` with the changes of 20 ms put together, or at once if rules may have changed.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::names::Names;
 use super::netlink::{Message, Netlink, messages};
+use super::nftables;
 use super::nla::Attributes;
+use super::xtables::LegacyWatch;
 use crate::{Result, error::Context};
 
 const COALESCE: Duration = Duration::from_millis(20);
+/// What this thread has not heard yet goes on to be carried by the rules of before: it runs ahead of
+/// the daemon's other threads. It sleeps nearly always.
+const NICENESS: i32 = -15;
 /// Bursts of thousands of messages must not overrun the socket.
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 const MESSAGE_BUFFER: usize = 64 * 1024;
@@ -59,8 +66,11 @@ pub enum HostEventKind {
     Route,
     Neighbour,
     Qdisc,
-    /// nftables rules or xfrm policies.
+    /// Rules that packets meet: of nftables or iptables, of policy routing, of xfrm; or a device has
+    /// another name, by which they know it.
     Ruleset,
+    /// Elements of natbridge's own table.
+    Elements,
     /// Notifications were lost: anything may have changed.
     Overrun,
 }
@@ -75,8 +85,14 @@ impl HostEventKind {
             Self::Neighbour => "neighbour",
             Self::Qdisc => "qdisc",
             Self::Ruleset => "ruleset",
+            Self::Elements => "elements",
             Self::Overrun => "overrun",
         }
+    }
+
+    /// Whether a verdict on the host's rules may be untrue by it.
+    pub const fn concerns_rules(self) -> bool {
+        matches!(self, Self::Qdisc | Self::Ruleset | Self::Overrun)
     }
 }
 
@@ -93,21 +109,31 @@ pub struct HostEvent {
 pub struct Watch {
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+    /// One of its sockets has failed for good.
+    is_deaf: Arc<AtomicBool>,
+    legacy: LegacyWatch,
 }
 
 impl Watch {
     /// Watches the calling thread's namespace. Changes made after this returns are not missed.
     ///
-    /// `on_change` is called on the watching thread with no delay, once for what one read of the
-    /// socket brought, and must be quick; `on_events` up to 20 ms later with equal events put
-    /// together.
+    /// `on_change` is called on a watching thread with no delay, once for what one read of a socket
+    /// brought, and must be quick; `on_events` up to 20 ms later with equal events put together.
     ///
     /// # Errors
     /// `denied` without the privilege to listen.
     pub fn start(
-        on_change: impl Fn() + Send + 'static,
-        on_events: impl Fn(Vec<HostEvent>) + Send + 'static,
+        on_change: impl Fn(&[HostEvent]) + Send + Sync + 'static,
+        on_events: impl Fn(Vec<HostEvent>) + Send + Sync + 'static,
     ) -> Result<Self> {
+        let listeners =
+            Arc::new(Listeners { on_change: Box::new(on_change), on_events: Box::new(on_events) });
+        let heard = Arc::clone(&listeners);
+        let legacy = LegacyWatch::start(move || {
+            let events = vec![plain(HostEventKind::Ruleset, false)];
+            (heard.on_change)(&events);
+            (heard.on_events)(events);
+        })?;
         let stop = Arc::new(
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
                 .context("making an eventfd")?,
@@ -119,18 +145,27 @@ impl Watch {
             // Without the subsystem nothing of it can change.
             sources.extend(Source::open(protocol, &[group]).ok());
         }
+        let is_deaf = Arc::new(AtomicBool::new(false));
         let watcher = Watcher {
+            is_deaf: Arc::clone(&is_deaf),
             sources,
             stop: Arc::clone(&stop),
             neighbours: Neighbours::read()?,
-            on_change: Box::new(on_change),
-            on_events: Box::new(on_events),
+            names: Names::read()?,
+            listeners,
         };
         let thread = thread::Builder::new()
             .name("natbridge-watch".to_owned())
             .spawn(move || watcher.run())
             .context("starting the watching thread")?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, thread: Some(thread), is_deaf, legacy })
+    }
+
+    /// Whether it still hears of changes.
+    pub fn listens(&self) -> bool {
+        !self.is_deaf.load(Ordering::SeqCst)
+            && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+            && self.legacy.listens()
     }
 }
 
@@ -167,17 +202,29 @@ impl Source {
     }
 }
 
+type OnChange = dyn Fn(&[HostEvent]) + Send + Sync;
+type OnEvents = dyn Fn(Vec<HostEvent>) + Send + Sync;
+
+struct Listeners {
+    on_change: Box<OnChange>,
+    on_events: Box<OnEvents>,
+}
+
 struct Watcher {
     sources: Vec<Source>,
     stop: Arc<EventFd>,
     neighbours: Neighbours,
-    on_change: Box<dyn Fn() + Send>,
-    on_events: Box<dyn Fn(Vec<HostEvent>) + Send>,
+    names: Names,
+    is_deaf: Arc<AtomicBool>,
+    listeners: Arc<Listeners>,
 }
 
 impl Watcher {
     fn run(mut self) {
         let mut pending: Pending = Pending::default();
+        // SAFETY: no memory is passed. 0 is the calling thread (setpriority(2), "C library/kernel
+        // differences"). Without the privilege it runs as the others do.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
         loop {
             let timeout = pending.due.map(|due| due.saturating_duration_since(Instant::now()));
             match self.wait(timeout) {
@@ -186,13 +233,13 @@ impl Watcher {
                 Wake::Ready(index) => {
                     let events = self.read(index);
                     if !events.is_empty() {
-                        (self.on_change)();
+                        (self.listeners.on_change)(&events);
                         pending.add(events);
                     }
                 }
             }
             if pending.due.is_some_and(|due| due <= Instant::now()) {
-                (self.on_events)(pending.take());
+                (self.listeners.on_events)(pending.take());
             }
         }
     }
@@ -232,11 +279,15 @@ impl Watcher {
                     if let Ok(neighbours) = Neighbours::read() {
                         self.neighbours = neighbours;
                     }
+                    if let Ok(names) = Names::read() {
+                        self.names = names;
+                    }
                     return vec![plain(HostEventKind::Overrun, false)];
                 }
                 // A socket that fails for ever must not be asked for ever.
                 _ => {
                     self.sources.remove(index);
+                    self.is_deaf.store(true, Ordering::SeqCst);
                     return vec![plain(HostEventKind::Overrun, false)];
                 }
             },
@@ -245,12 +296,23 @@ impl Watcher {
             return Vec::new();
         }
         let protocol = source.protocol;
-        messages(&bytes)
-            .filter_map(|message| match protocol {
-                NETLINK_ROUTE => self.neighbours.event(message).or_else(|| route_event(message)),
-                _ => Some(plain(HostEventKind::Ruleset, false)),
-            })
-            .collect()
+        let mut events = Vec::new();
+        for message in messages(&bytes) {
+            match protocol {
+                NETLINK_ROUTE => {
+                    let event = self.neighbours.event(message).or_else(|| route_event(message));
+                    events.extend(event);
+                    if self.names.changes(message) {
+                        events.push(plain(HostEventKind::Ruleset, false));
+                    }
+                }
+                NETLINK_NETFILTER => {
+                    events.extend(nftables::event_kind(message).map(|kind| plain(kind, false)));
+                }
+                _ => events.push(plain(HostEventKind::Ruleset, false)),
+            }
+        }
+        events
     }
 }
 
@@ -266,21 +328,30 @@ struct Pending {
     seen: HashSet<HostEvent>,
     ordered: Vec<HostEvent>,
     due: Option<Instant>,
+    /// When events were last handed on.
+    last: Option<Instant>,
 }
 
 impl Pending {
     fn add(&mut self, events: Vec<HostEvent>) {
+        let now = Instant::now();
+        let mut due = now + COALESCE;
+        if events.iter().any(|event| event.kind.concerns_rules()) {
+            // At once, but not for each message of a large transaction.
+            due = self.last.map_or(now, |last| now.max(last + COALESCE));
+        }
+        self.due = Some(self.due.map_or(due, |before| before.min(due)));
         for event in events {
             if self.seen.insert(event) {
                 self.ordered.push(event);
             }
         }
-        self.due.get_or_insert_with(|| Instant::now() + COALESCE);
     }
 
     fn take(&mut self) -> Vec<HostEvent> {
         self.seen.clear();
         self.due = None;
+        self.last = Some(Instant::now());
         std::mem::take(&mut self.ordered)
     }
 }
@@ -304,8 +375,14 @@ fn route_event(message: Message<'_>) -> Option<HostEvent> {
         libc::RTM_NEWADDR => device(HostEventKind::Address, false),
         libc::RTM_DELADDR => device(HostEventKind::Address, true),
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE if word(8)? & RTM_F_CLONED != 0 => None,
-        libc::RTM_NEWROUTE | libc::RTM_NEWRULE => Some(plain(HostEventKind::Route, false)),
-        libc::RTM_DELROUTE | libc::RTM_DELRULE => Some(plain(HostEventKind::Route, true)),
+        libc::RTM_NEWRULE => Some(plain(HostEventKind::Ruleset, false)),
+        libc::RTM_DELRULE => Some(plain(HostEventKind::Ruleset, true)),
+        // With a TOS, `struct rtmsg`'s fourth byte, it is a rule about packets, not about addresses.
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE if *message.payload.get(3)? != 0 => {
+            Some(plain(HostEventKind::Ruleset, message.kind == libc::RTM_DELROUTE))
+        }
+        libc::RTM_NEWROUTE => Some(plain(HostEventKind::Route, false)),
+        libc::RTM_DELROUTE => Some(plain(HostEventKind::Route, true)),
         libc::RTM_NEWQDISC | libc::RTM_NEWTFILTER => Some(plain(HostEventKind::Qdisc, false)),
         libc::RTM_DELQDISC | libc::RTM_DELTFILTER => Some(plain(HostEventKind::Qdisc, true)),
         _ => None,

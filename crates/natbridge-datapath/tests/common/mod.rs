@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use natbridge_datapath::fastpath::{self, FastPath, FastPathOptions};
 use nix::sched::{CloneFlags, setns};
@@ -104,8 +105,15 @@ impl Loaded {
         change(&mut options);
         let (fast_path, adopted) = FastPath::load(&options).unwrap();
         assert!(!adopted);
+        stand_for_the_rules(&fast_path);
         Self { fast_path, options }
     }
+}
+
+/// There are no rules but the test's own.
+pub fn stand_for_the_rules(fast_path: &FastPath) {
+    let switches = fast_path.switches();
+    assert!(switches.accept_verdict(switches.rules_seen(), Duration::from_secs(3600)).unwrap());
 }
 
 impl Drop for Loaded {

@@ -1,0 +1,226 @@
+//! Notice of changes of iptables-legacy's tables, which announce themselves to nobody.
+//!
+//! What the kernel tells cheaply of a table (where its chains begin, how many entries it has) is
+//! asked for ten times a second; its entries, which may be many, as often as takes a hundredth of
+//! the time.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+
+use crate::{Result, error::Context};
+
+const TICK_MILLISECONDS: u16 = 100;
+/// Entries are read at most this share of the time.
+const SHARE: u32 = 100;
+
+/// linux/netfilter_ipv4/ip_tables.h; IPv6's have the same numbers.
+const SO_GET_INFO: libc::c_int = 64;
+const SO_GET_ENTRIES: libc::c_int = 65;
+/// `struct ipt_getinfo`: name, hooks, 5 beginnings, 5 ends, number of entries, size.
+const INFO: usize = 84;
+const INFO_SIZE_AT: usize = 80;
+const NAME: usize = 32;
+/// `struct ipt_get_entries` before its entries: name, size, padding.
+const ENTRIES_HEADER: usize = 40;
+/// `struct xt_counters`.
+const COUNTERS: usize = 16;
+
+/// One of the two families.
+struct Family {
+    tables: &'static str,
+    address: AddressFamily,
+    level: libc::c_int,
+    /// Offsets in `struct ipt_entry` or `ip6t_entry`.
+    next_at: usize,
+    counters_at: usize,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        tables: "/proc/thread-self/net/ip_tables_names",
+        address: AddressFamily::Inet,
+        level: libc::SOL_IP,
+        next_at: 90,
+        counters_at: 96,
+    },
+    Family {
+        tables: "/proc/thread-self/net/ip6_tables_names",
+        address: AddressFamily::Inet6,
+        level: libc::SOL_IPV6,
+        next_at: 142,
+        counters_at: 152,
+    },
+];
+
+/// A running look-out; it ends when it is dropped.
+pub struct LegacyWatch {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LegacyWatch {
+    /// Watches the calling thread's namespace; what changes after this returns is noticed.
+    pub fn start(on_change: impl Fn() + Send + 'static) -> Result<Self> {
+        let stop = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .context("making an eventfd")?,
+        );
+        let ended = Arc::clone(&stop);
+        let mut tables = Tables::default();
+        tables.look();
+        let thread = thread::Builder::new()
+            .name("natbridge-legacy".to_owned())
+            .spawn(move || {
+                while waits(&ended) {
+                    if tables.look() {
+                        on_change();
+                    }
+                }
+            })
+            .context("starting the look-out for iptables-legacy")?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Whether it still notices changes.
+    pub fn listens(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for LegacyWatch {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take()
+            // A listener that drops its own watch must not wait for itself.
+            && thread.thread().id() != thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Waits for the next look; false when it is to end.
+fn waits(stop: &EventFd) -> bool {
+    let mut watched = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    matches!(
+        poll(&mut watched, PollTimeout::from(TICK_MILLISECONDS)),
+        Ok(0) | Err(Errno::EINTR | Errno::EAGAIN)
+    )
+}
+
+/// By family and name.
+#[derive(Default)]
+struct Tables(BTreeMap<(usize, String), Table>);
+
+struct Table {
+    info: Vec<u8>,
+    /// Hash of the entries; none where they could not be read.
+    entries: Option<u64>,
+    due: Instant,
+}
+
+impl Tables {
+    /// Whether anything is other than at the last look.
+    fn look(&mut self) -> bool {
+        let mut changed = false;
+        let mut found = BTreeMap::new();
+        for (index, family) in FAMILIES.iter().enumerate() {
+            let names = fs::read_to_string(family.tables).unwrap_or_default();
+            if names.is_empty() {
+                continue;
+            }
+            let Ok(socket) = family.socket() else { continue };
+            for name in names.lines() {
+                let key = (index, name.to_owned());
+                let before = self.0.remove(&key);
+                let now = family.look(&socket, name, before.as_ref());
+                changed |= before
+                    .is_none_or(|before| before.info != now.info || before.entries != now.entries);
+                found.insert(key, now);
+            }
+        }
+        // Tables that went.
+        changed |= !self.0.is_empty();
+        self.0 = found;
+        changed
+    }
+}
+
+impl Family {
+    fn socket(&self) -> nix::Result<OwnedFd> {
+        socket(self.address, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+    }
+
+    fn look(&self, socket: &OwnedFd, name: &str, before: Option<&Table>) -> Table {
+        let mut info = vec![0; INFO];
+        if !ask(socket, self.level, SO_GET_INFO, name, &mut info) {
+            info.clear();
+        }
+        let started = Instant::now();
+        if let Some(before) = before
+            && before.info == info
+            && started < before.due
+        {
+            return Table { info, entries: before.entries, due: before.due };
+        }
+        let entries = self.read(socket, name, &info);
+        let due = Instant::now() + started.elapsed() * SHARE;
+        Table { info, entries, due }
+    }
+
+    /// A hash of the table's entries without their counters.
+    fn read(&self, socket: &OwnedFd, name: &str, info: &[u8]) -> Option<u64> {
+        let size = u32::from_ne_bytes(*info.get(INFO_SIZE_AT..)?.first_chunk()?);
+        let mut bytes = vec![0; ENTRIES_HEADER + size as usize];
+        bytes.get_mut(NAME..)?.first_chunk_mut().map(|at| *at = size.to_ne_bytes())?;
+        // A table that is replaced in between has another size, or is seen next time.
+        if !ask(socket, self.level, SO_GET_ENTRIES, name, &mut bytes) {
+            return None;
+        }
+        let mut hasher = DefaultHasher::new();
+        let mut left = bytes.get(ENTRIES_HEADER..)?;
+        while !left.is_empty() {
+            let length = usize::from(u16::from_ne_bytes(*left.get(self.next_at..)?.first_chunk()?));
+            let entry = left.get(..length)?;
+            entry.get(..self.counters_at)?.hash(&mut hasher);
+            entry.get(self.counters_at + COUNTERS..)?.hash(&mut hasher);
+            left = left.get(length..)?;
+        }
+        Some(hasher.finish())
+    }
+}
+
+/// Asks about a table that is there: asking for another would make it. False if it is refused.
+fn ask(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    name: &str,
+    buffer: &mut [u8],
+) -> bool {
+    let Some(place) = buffer.get_mut(..name.len().min(NAME - 1)) else { return false };
+    place.copy_from_slice(&name.as_bytes()[..place.len()]);
+    let Ok(mut length) = libc::socklen_t::try_from(buffer.len()) else { return false };
+    // SAFETY: the kernel writes at most `length` bytes to the buffer, which are its own.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            buffer.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    result == 0
+}
