@@ -773,7 +773,7 @@ if (
   }
 }
 
-const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
+const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFirewall, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
 export { applyFirewall }
 export { bumpGeneration }
 export { closeFastPath }
@@ -793,6 +793,7 @@ export { inspectSandbox }
 export { kernelFeatures }
 export { listConntrack }
 export { listDevices }
+export { listFirewall }
 export { listFlows }
 export { listLinks }
 export { listPrograms }

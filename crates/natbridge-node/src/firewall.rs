@@ -52,6 +52,13 @@ pub struct FirewallChange {
 }
 
 #[napi(object)]
+pub struct FirewallElement {
+    pub set: String,
+    pub key: String,
+    pub value: String,
+}
+
+#[napi(object)]
 pub struct ForwardAccept {
     pub chain: String,
     pub inserted: bool,
@@ -74,6 +81,16 @@ pub async fn apply_firewall(spec: FirewallSpec) -> napi::Result<FirewallChange> 
         elements_removed: count(change.elements_removed),
         rebuilt: change.rebuilt,
     })
+}
+
+/// Every element that the kernel's table holds.
+#[napi]
+pub async fn list_firewall() -> napi::Result<Vec<FirewallElement>> {
+    let held = off_thread(datapath::list_firewall).await?;
+    Ok(held
+        .into_iter()
+        .map(|element| FirewallElement { set: element.set, key: element.key, value: element.value })
+        .collect())
 }
 
 /// Removes the table `inet natbridge`.

@@ -6,6 +6,7 @@
 mod accepts;
 mod apply;
 mod elements;
+mod elsewhere;
 mod foreign;
 mod legacy;
 mod mark;
@@ -16,7 +17,7 @@ mod spec;
 mod table;
 
 pub use accepts::{ForwardAccept, ensure_forward_accepts, remove_forward_accepts};
-pub use apply::{FirewallChange, apply_firewall, remove_firewall};
+pub use apply::{FirewallChange, HeldElement, apply_firewall, list_firewall, remove_firewall};
 pub use foreign::{ForeignRuleset, read_foreign_ruleset};
 pub use mark::FORWARD_ACCEPT_MARK;
 pub use prefix::Prefix;
