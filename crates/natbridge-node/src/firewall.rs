@@ -1,6 +1,7 @@
 //! Conversions for `natbridge_datapath::firewall`.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use napi::bindgen_prelude::spawn_blocking;
 use napi_derive::napi;
@@ -104,6 +105,19 @@ pub async fn remove_firewall() -> napi::Result<()> {
 pub async fn read_foreign_ruleset() -> napi::Result<ForeignRuleset> {
     let ruleset = off_thread(datapath::read_foreign_ruleset).await?;
     Ok(ForeignRuleset { nft: ruleset.nft, legacy: ruleset.legacy })
+}
+
+static KEEPER: Mutex<Option<datapath::Keeper>> = Mutex::new(None);
+
+/// Restores the table and the accepts at once when somebody takes them away, until told otherwise.
+pub fn keep(keeping: bool) -> Result<()> {
+    let mut keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
+    // The one before takes its guard with it.
+    drop(keeper.take());
+    if keeping {
+        *keeper = Some(datapath::Keeper::start()?);
+    }
+    Ok(())
 }
 
 /// Puts the tagged accept at the end of every forward chain with policy drop.

@@ -6,7 +6,7 @@ use super::elements::Elements;
 use super::elsewhere::{bound_udp, elsewhere, ephemeral};
 use super::spec::FirewallSpec;
 use super::table::{TABLE, Variant, definition};
-use super::{marking, nft};
+use super::{guard, marking, nft};
 use crate::error::{Context, ErrorKind, Result};
 
 /// What a call changed in the kernel.
@@ -21,7 +21,8 @@ pub struct FirewallChange {
 }
 
 /// Reading and writing belong together: two callers must not diff against the same state.
-static WRITING: Mutex<()> = Mutex::new(());
+/// Holds what was last written, for whoever must write it again; none where no table is wanted.
+static WRITTEN: Mutex<Option<Table>> = Mutex::new(None);
 
 /// Lists the table without its elements: text, because it shows what JSON leaves out (flags).
 const LIST_RULES: [&str; 6] = ["-s", "-t", "list", "table", "inet", "natbridge"];
@@ -33,32 +34,69 @@ const LIST_RULES: [&str; 6] = ["-s", "-t", "list", "table", "inet", "natbridge"]
 /// The kernel's table is then unchanged.
 pub fn apply_firewall(spec: &FirewallSpec) -> Result<FirewallChange> {
     spec.check()?;
-    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = Table::wanted(spec)?;
-    if !wanted.rules_are_intact()? {
-        return wanted.rebuild();
-    }
-    // Elements in a form we never write are somebody else's work: write all of it anew.
-    let Ok(listed) = Elements::listed(&list()?) else { return wanted.rebuild() };
-    let difference = listed.difference(&wanted.elements);
-    let change = FirewallChange {
-        changed: difference.removed.count_specified() + difference.added.count_specified() > 0,
-        elements_added: difference.added.count_specified(),
-        elements_removed: difference.removed.count_specified(),
-        rebuilt: false,
-    };
-    if difference.removed.count() + difference.added.count() == 0 {
-        return Ok(change);
-    }
-    let mut script = difference.removed.commands("delete", TABLE);
-    script.push_str(&difference.added.commands("add", TABLE));
-    match nft::commit(&script) {
-        Ok(()) => Ok(change),
-        // Changed under our hands by somebody else, between listing and transaction.
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Exists) => {
-            wanted.rebuild()
+    let change = wanted.write()?;
+    guard::follow(&wanted.elements);
+    *written = Some(wanted);
+    Ok(change)
+}
+
+/// Writes the table again as it last was, if it is missing or its rules were altered.
+///
+/// # Errors
+/// As [`apply_firewall`].
+pub fn restore() -> Result<()> {
+    let written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(table) = written.as_ref() else { return Ok(()) };
+    match nft::commit(&format!("create table {TABLE}\n{}", table.script())) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::Exists => {
+            if !table.rules_are_intact()? {
+                table.rebuild()?;
+            }
+            Ok(())
         }
-        Err(error) => Err(error).context("change the table inet natbridge"),
+        Err(error) => Err(error).context("restore the table inet natbridge"),
+    }
+}
+
+/// A guard that has just begun knows of nothing.
+pub fn tell_guard() {
+    let written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(table) = written.as_ref() {
+        guard::follow(&table.elements);
+    }
+}
+
+impl Table {
+    /// Reads the kernel's table and writes the difference.
+    fn write(&self) -> Result<FirewallChange> {
+        if !self.rules_are_intact()? {
+            return self.rebuild();
+        }
+        // Elements in a form we never write are somebody else's work: write all of it anew.
+        let Ok(listed) = Elements::listed(&list()?) else { return self.rebuild() };
+        let difference = listed.difference(&self.elements);
+        let change = FirewallChange {
+            changed: difference.removed.count_specified() + difference.added.count_specified() > 0,
+            elements_added: difference.added.count_specified(),
+            elements_removed: difference.removed.count_specified(),
+            rebuilt: false,
+        };
+        if difference.removed.count() + difference.added.count() == 0 {
+            return Ok(change);
+        }
+        let mut script = difference.removed.commands("delete", TABLE);
+        script.push_str(&difference.added.commands("add", TABLE));
+        match nft::commit(&script) {
+            Ok(()) => Ok(change),
+            // Changed under our hands by somebody else, between listing and transaction.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Exists) => {
+                self.rebuild()
+            }
+            Err(error) => Err(error).context("change the table inet natbridge"),
+        }
     }
 }
 
@@ -93,7 +131,10 @@ pub fn list_firewall() -> Result<Vec<HeldElement>> {
 /// # Errors
 /// `Unsupported` without nft, `Denied` without privilege.
 pub fn remove_firewall() -> Result<()> {
-    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever hears of it must not write it again.
+    *written = None;
+    guard::follow(&Elements::default());
     nft::commit(&format!("add table {TABLE}\ndelete table {TABLE}\n"))
         .context("remove the table inet natbridge")
 }
@@ -120,10 +161,7 @@ impl Table {
 
     /// One transaction: packets see the old table or the new one, never none.
     fn rebuild(&self) -> Result<FirewallChange> {
-        let mut script = format!("add table {TABLE}\ndelete table {TABLE}\n");
-        script.push_str(&definition(self.variant));
-        script.push_str(&self.elements.commands("add", TABLE));
-        script.push_str(&marking::kept());
+        let script = format!("add table {TABLE}\ndelete table {TABLE}\n{}", self.script());
         nft::commit(&script).context("write the table inet natbridge")?;
         Ok(FirewallChange {
             changed: true,
@@ -131,6 +169,14 @@ impl Table {
             elements_removed: 0,
             rebuilt: true,
         })
+    }
+
+    /// All of it, to be written where nothing is.
+    fn script(&self) -> String {
+        let mut script = definition(self.variant);
+        script.push_str(&self.elements.commands("add", TABLE));
+        script.push_str(&marking::kept());
+        script
     }
 
     fn rules_are_intact(&self) -> Result<bool> {

@@ -39,6 +39,12 @@ impl Elements {
         }
     }
 
+    /// Those of these sets.
+    pub fn only(&self, sets: &[&str]) -> Self {
+        let chosen = self.0.iter().filter(|(set, _)| sets.contains(&set.as_str()));
+        Self(chosen.map(|(set, elements)| (set.clone(), elements.clone())).collect())
+    }
+
     /// Set, key and value of each.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         self.0.iter().flat_map(|(set, elements)| {

@@ -68,7 +68,9 @@ fn is_ours(object: &Value) -> bool {
     };
     let name = if kind == "table" { "name" } else { "table" };
     let is = |key: &str, value: &str| body.get(key).and_then(Value::as_str) == Some(value);
-    is("family", "inet") && is(name, "natbridge")
+    let guards = |name: &str| name.starts_with(super::guard::PREFIX);
+    is("family", "inet")
+        && (is(name, "natbridge") || body.get(name).and_then(Value::as_str).is_some_and(guards))
 }
 
 /// Our accept in a foreign chain. Known by the reserved bit, not by the comment alone: what

@@ -8,6 +8,7 @@
 )]
 
 mod changes;
+mod flush;
 mod frames;
 mod masquerade;
 mod namespaces;
