@@ -26,8 +26,12 @@ use crate::host::nla::Attributes;
 const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_DELTABLE: u16 = 2;
+const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_DELRULE: u16 = 8;
-/// In tables, and in rules too: the name of the table (NFTA_TABLE_NAME, NFTA_RULE_TABLE).
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NF_INET_FORWARD: u32 = 2;
+/// The name of the table, in chains and rules too (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE).
 const NFTA_TABLE: u16 = 1;
 const NFGENMSG: usize = 4;
 const NFPROTO_INET: u8 = 1;
@@ -134,15 +138,16 @@ fn read(socket: &Socket) -> Option<Loss> {
 impl Loss {
     fn add(&mut self, message: Message<'_>) {
         let is = |kind| message.kind == NFNL_SUBSYS_NFTABLES << 8 | kind;
-        if !is(NFT_MSG_DELTABLE) && !is(NFT_MSG_DELRULE) {
-            return;
-        }
+        let attributes = Attributes::after(message.payload, NFGENMSG);
         let ours = message.payload.first() == Some(&NFPROTO_INET)
-            && Attributes::after(message.payload, NFGENMSG)
-                .find(NFTA_TABLE)
-                .is_some_and(|name| name.text() == "natbridge");
+            && attributes.find(NFTA_TABLE).is_some_and(|name| name.text() == "natbridge");
         if ours {
-            self.table = true;
+            self.table |= is(NFT_MSG_DELTABLE) || is(NFT_MSG_DELRULE);
+        } else if is(NFT_MSG_NEWCHAIN) {
+            // A foreign forward chain is new, or has another policy.
+            let hook = attributes.find(NFTA_CHAIN_HOOK);
+            let number = hook.and_then(|hook| hook.nested().find(NFTA_HOOK_HOOKNUM)?.be32());
+            self.accept |= number == Some(NF_INET_FORWARD);
         } else if is(NFT_MSG_DELRULE) {
             // The comment of our accept is in the rule, whoever wrote it back.
             self.accept |= message.payload.windows(10).any(|bytes| bytes == b"natbridge\0");
