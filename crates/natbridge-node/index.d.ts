@@ -169,6 +169,12 @@ export interface FirewallChange {
   rebuilt: boolean
 }
 
+export interface FirewallElement {
+  set: string
+  key: string
+  value: string
+}
+
 export interface FirewallNetwork {
   bridge: string
   subnets: Array<FirewallSubnet>
@@ -280,6 +286,9 @@ export declare function listConntrack(): Promise<Array<ConntrackEntry>>
 
 /** The devices that are attached. */
 export declare function listDevices(): Promise<Array<DeviceSpec>>
+
+/** Every element that the kernel's table holds. */
+export declare function listFirewall(): Promise<Array<FirewallElement>>
 
 /** The cached flows, expired ones included. */
 export declare function listFlows(): Promise<Array<FlowInfo>>

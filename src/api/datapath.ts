@@ -50,5 +50,5 @@ export function datapathRoutes(api: Api, service: Service): void {
     await service.setFastPath(context.req.valid("json").fastPath);
     return context.json(await service.datapathStatus(), 200);
   });
-  api.openapi(rules, (context) => context.json({ items: service.rules() }, 200));
+  api.openapi(rules, async (context) => context.json({ items: await service.rules() }, 200));
 }

@@ -123,6 +123,7 @@ class AddonDatapath implements Datapath {
   stopWatching = () => now(() => this.#native.stopWatching());
 
   applyFirewall = (spec: FirewallSpec) => later(() => this.#native.applyFirewall(spec));
+  listFirewall = () => later(() => this.#native.listFirewall());
   removeFirewall = () => later(() => this.#native.removeFirewall());
   readForeignRuleset = () => later(() => this.#native.readForeignRuleset());
   ensureForwardAccepts = () => later(() => this.#native.ensureForwardAccepts());

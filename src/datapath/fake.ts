@@ -16,6 +16,7 @@ import type {
   FastPathCounters,
   FastPathOptions,
   FirewallChange,
+  FirewallElement,
   FirewallSpec,
   FlowInfo,
   ForwardAccept,
@@ -83,6 +84,8 @@ export class FakeDatapath implements Datapath {
   /** By path. */
   readonly sandboxes = new Map<string, FakeSandbox>();
   firewall: FirewallSpec = noFirewall;
+  /** What the kernel says its table holds: whatever a test wants it to say. */
+  held: FirewallElement[] = [];
   conntrack: ConntrackEntry[] = [];
   packetRouting: string[] = [];
   #foreign = { nft: '{"nftables":[]}', legacy: "" };
@@ -334,6 +337,11 @@ export class FakeDatapath implements Datapath {
     const changed = JSON.stringify(spec) !== JSON.stringify(this.firewall);
     this.firewall = structuredClone(spec);
     return { changed, elementsAdded: 0, elementsRemoved: 0, rebuilt: false };
+  }
+
+  async listFirewall(): Promise<FirewallElement[]> {
+    this.#mayFail("listFirewall");
+    return [...this.held];
   }
 
   async removeFirewall(): Promise<void> {

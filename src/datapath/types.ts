@@ -165,6 +165,14 @@ export interface FirewallChange {
   rebuilt: boolean;
 }
 
+/** An element of a set or map of the kernel's table, in nft's words. */
+export interface FirewallElement {
+  set: string;
+  key: string;
+  /** Empty in a set. */
+  value: string;
+}
+
 /** A foreign filter table whose forward chain has policy drop, and our one accept in it. */
 export interface ForwardAccept {
   /** `nft ip filter FORWARD`, `iptables-legacy filter FORWARD` … */
@@ -363,6 +371,8 @@ export interface Datapath {
 
   // nftables
   applyFirewall(spec: FirewallSpec): Promise<FirewallChange>;
+  /** What the kernel's table holds at this moment; nothing without a table. */
+  listFirewall(): Promise<FirewallElement[]>;
   removeFirewall(): Promise<void>;
   /** `nft -j list ruleset` without natbridge's own table, and iptables-legacy's rules as `legacy`. */
   readForeignRuleset(): Promise<{ nft: string; legacy: string }>;

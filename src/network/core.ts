@@ -406,8 +406,8 @@ export class Core implements Service, MetricsSource {
     return readMetrics(this);
   }
 
-  rules(): RuleDescription[] {
-    return describeRules(this.state, this.settings.turnedForwardingOn());
+  async rules(): Promise<RuleDescription[]> {
+    return describeRules(this.state, await this.options.datapath.listFirewall());
   }
 
   async setFastPath(enabled: boolean): Promise<void> {

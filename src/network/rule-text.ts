@@ -1,78 +1,156 @@
-/** `GET /v1/rules`: networks and ports as elements of the table, and as iptables would say it. */
-import type { Family, FirewallPort } from "../datapath/types.ts";
+/**
+ * `GET /v1/rules`: what the kernel's table holds of each network and port, and how iptables would say
+ * it. Nothing here says what should be: an element that is not there is not told.
+ */
+import type { FirewallElement } from "../datapath/types.ts";
 import { addressOf, isWildcard } from "./addresses.ts";
+import type { NetworkRecord, PortRecord } from "./records.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { State } from "./state.ts";
-import { firewallSpec } from "./wanted.ts";
 
-const digit = (address: string): string => (address.includes(":") ? "6" : "4");
+const separator = " . ";
 const tool = (address: string): string => (address.includes(":") ? "ip6tables" : "iptables");
+const digit = (address: string): string => (address.includes(":") ? "6" : "4");
 
-function portElements(port: FirewallPort): string[] {
-  const kind = isWildcard(addressOf(port.hostAddress)) ? "wildcard" : "exact";
-  const family = digit(port.hostAddress);
-  const socket = kind === "exact" ? `${port.hostAddress} . ${port.hostPort}` : `${port.hostPort}`;
-  const dnat =
-    port.targetAddress === ""
-      ? []
-      : [
-          `${port.protocol}_${kind}${family} { ${socket} : ${port.targetAddress} . ${port.targetPort} }`,
-        ];
-  if (port.from.length === 0) return dnat;
-  const allowed = port.from.filter((from) => digit(from) === family);
-  return [
-    ...dnat,
-    `restricted_${kind}${family} { ${port.protocol} . ${socket} }`,
-    ...allowed.map((from) => `allowed_${kind}${family} { ${port.protocol} . ${socket} . ${from} }`),
-  ];
-}
+const textOf = ({ set, key, value }: FirewallElement): string =>
+  `${set} { ${key}${value === "" ? "" : ` : ${value}`} }`;
 
-function portIptables(port: FirewallPort): string[] {
-  if (port.targetAddress === "") return [];
-  const destination = isWildcard(addressOf(port.hostAddress))
-    ? "-m addrtype --dst-type LOCAL"
-    : `-d ${port.hostAddress}`;
-  const target = port.targetAddress.includes(":") ? `[${port.targetAddress}]` : port.targetAddress;
-  const allowed = port.from.filter((from) => digit(from) === digit(port.hostAddress));
-  const sources = port.from.length === 0 ? [""] : allowed.map((from) => `-s ${from} `);
-  return sources.map(
-    (source) =>
-      `${tool(port.hostAddress)} -t nat -A PREROUTING ${source}${destination} -p ${port.protocol} --dport ${port.hostPort} -j DNAT --to-destination ${target}:${port.targetPort}`,
-  );
-}
+/** A word that a POSIX shell takes as it is, or in quotes. */
+const shellWord = (word: string): string =>
+  /^[A-Za-z0-9_@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 
-export function describeRules(state: State, strictForwarding: Family[]): RuleDescription[] {
-  const networks = state.network.values().flatMap((network): RuleDescription[] => {
-    if (network.bridge === null) return [];
-    const { bridge } = network;
-    const nftables = [`bridges { "${bridge}" }`];
-    if (network.internal) nftables.push(`internal_bridges { "${bridge}" }`);
-    if (!network.isolated) nftables.push(`same_bridge { "${bridge}" . "${bridge}" }`);
-    const iptables: string[] = [];
-    for (const { subnet } of network.subnets) {
-      nftables.push(`own_subnet${digit(subnet)} { "${bridge}" . ${subnet} }`);
-      if (!network.masquerade || network.internal) continue;
-      nftables.push(`masquerade${digit(subnet)} { ${subnet} }`);
-      iptables.push(
-        `${tool(subnet)} -t nat -A POSTROUTING -s ${subnet} ! -o ${bridge} -j MASQUERADE`,
-      );
+/** Elements by set and by the part of their key that tells whose they are. */
+class Held {
+  readonly #elements = new Map<string, FirewallElement[]>();
+
+  constructor(elements: FirewallElement[]) {
+    for (const element of elements) {
+      const place = `${element.set} ${ownersPart(element)}`;
+      const known = this.#elements.get(place);
+      if (known) known.push(element);
+      else this.#elements.set(place, [element]);
     }
-    return [{ kind: "network", id: network.id, name: network.name, nftables, iptables }];
-  });
-  const specs = new Map<string, FirewallPort>();
-  for (const spec of firewallSpec(state, strictForwarding).ports)
-    specs.set(`${spec.protocol}/${spec.hostAddress}/${spec.hostPort}`, spec);
-  const ports = state.port.values().map((port): RuleDescription => {
-    const own = port.bindings.flatMap(
-      ({ hostAddress, hostPort }) => specs.get(`${port.protocol}/${hostAddress}/${hostPort}`) ?? [],
+  }
+
+  of(set: string, key: string): FirewallElement[] {
+    return this.#elements.get(`${set} ${key}`) ?? [];
+  }
+}
+
+/** A client subnet behind a port and a subnet behind its bridge say nothing of whose element it is. */
+function ownersPart({ set, key }: FirewallElement): string {
+  const fields = key.split(separator);
+  if (set.startsWith("own_subnet") || set === "same_bridge") return fields[0] ?? "";
+  return (set.startsWith("allowed_") ? fields.slice(0, -1) : fields).join(separator);
+}
+
+function networkRules(network: NetworkRecord, bridge: string, held: Held): RuleDescription {
+  const quoted = `"${bridge}"`;
+  const own = ["bridges", "internal_bridges", "same_bridge", "own_subnet4", "own_subnet6"];
+  const masquerades = network.subnets.flatMap(({ subnet }) =>
+    held.of(`masquerade${digit(subnet)}`, subnet),
+  );
+  return {
+    kind: "network",
+    id: network.id,
+    name: network.name,
+    nftables: [...own.flatMap((set) => held.of(set, quoted)), ...masquerades].map(textOf),
+    iptables: masquerades.map(
+      ({ key }) =>
+        `${tool(key)} -t nat -A POSTROUTING -s ${key} ! -o ${shellWord(bridge)} -j MASQUERADE`,
+    ),
+  };
+}
+
+/** What tells the elements of one binding of a port. */
+interface Place {
+  protocol: string;
+  hostAddress: string;
+  hostPort: number;
+  kind: "wildcard" | "exact";
+  family: string;
+  /** As keys name it: without address where it stands for all. */
+  socket: string;
+}
+
+function placeOf(protocol: string, hostAddress: string, hostPort: number): Place {
+  const kind = isWildcard(addressOf(hostAddress)) ? "wildcard" : "exact";
+  const socket = kind === "exact" ? `${hostAddress}${separator}${hostPort}` : `${hostPort}`;
+  return { protocol, hostAddress, hostPort, kind, family: digit(hostAddress), socket };
+}
+
+interface BindingElements {
+  translations: FirewallElement[];
+  restrictions: FirewallElement[];
+  clients: FirewallElement[];
+  others: FirewallElement[];
+}
+
+function bindingElements(place: Place, held: Held): BindingElements {
+  const { protocol, hostPort, kind, family, socket } = place;
+  const translations = held.of(`${protocol}_${kind}${family}`, socket);
+  const key = `${protocol}${separator}${socket}`;
+  const number = `${protocol}${separator}${hostPort}`;
+  return {
+    translations,
+    restrictions: held.of(`restricted_${kind}${family}`, key),
+    clients: held.of(`allowed_${kind}${family}`, key),
+    others: [
+      ...held.of(`exempt${family}`, key),
+      ...held.of(`published${family}`, number),
+      ...held.of(`published_${kind}${family}`, key),
+      ...held.of(`forwarded${family}`, number),
+      ...translations.flatMap(({ value }) =>
+        held.of(`target${family}`, `${protocol}${separator}${value}`),
+      ),
+    ],
+  };
+}
+
+function iptablesLines(place: Place, elements: BindingElements): string[] {
+  const { protocol, hostAddress, hostPort, kind } = place;
+  const destination = kind === "wildcard" ? "-m addrtype --dst-type LOCAL" : `-d ${hostAddress}`;
+  const clients = elements.clients.map(({ key }) => `-s ${key.split(separator).at(-1)} `);
+  const sources = elements.restrictions.length === 0 ? [""] : clients;
+  return elements.translations.flatMap(({ value }) => {
+    const [address = "", port = ""] = value.split(separator);
+    const target = address.includes(":") ? `[${address}]` : address;
+    return sources.map(
+      (source) =>
+        `${tool(hostAddress)} -t nat -A PREROUTING ${source}${destination} -p ${protocol} --dport ${hostPort} -j DNAT --to-destination ${target}:${port}`,
     );
-    return {
-      kind: "port",
-      id: port.id,
-      name: port.name,
-      nftables: own.flatMap(portElements),
-      iptables: own.flatMap(portIptables),
-    };
   });
-  return [...networks, ...ports];
+}
+
+function portRules(port: PortRecord, held: Held): RuleDescription {
+  const bindings = port.bindings.map(({ hostAddress, hostPort }) => {
+    const place = placeOf(port.protocol, hostAddress, hostPort);
+    return { place, elements: bindingElements(place, held) };
+  });
+  return {
+    kind: "port",
+    id: port.id,
+    name: port.name,
+    nftables: bindings.flatMap(({ elements }) =>
+      [
+        ...elements.translations,
+        ...elements.restrictions,
+        ...elements.clients,
+        ...elements.others,
+      ].map(textOf),
+    ),
+    iptables: bindings.flatMap(({ place, elements }) => iptablesLines(place, elements)),
+  };
+}
+
+export function describeRules(state: State, elements: FirewallElement[]): RuleDescription[] {
+  const held = new Held(elements);
+  return [
+    ...state.network
+      .values()
+      .flatMap((network) =>
+        network.bridge === null ? [] : networkRules(network, network.bridge, held),
+      ),
+    ...state.port.values().map((port) => portRules(port, held)),
+  ];
 }

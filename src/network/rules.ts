@@ -5,7 +5,7 @@ export const ruleDescriptionSchema = z.object({
   kind: z.enum(["network", "port"]),
   id: z.string(),
   name: z.string(),
-  /** Elements of sets and maps of table `inet natbridge`. */
+  /** What sets and maps of the kernel's table `inet natbridge` hold of it at this moment. */
   nftables: z.array(z.string()),
   /** iptables lines that would do the same. */
   iptables: z.array(z.string()),

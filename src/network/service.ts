@@ -72,7 +72,8 @@ export interface Service {
   connections(): Promise<Connection[]>;
   datapathStatus(): Promise<DatapathStatus>;
   setFastPath(enabled: boolean): Promise<void>;
-  rules(): RuleDescription[];
+  /** Each network and port by what the kernel's table holds of it. */
+  rules(): Promise<RuleDescription[]>;
   /** False until the first reconciliation is done and while shutting down. */
   ready(): boolean;
 }

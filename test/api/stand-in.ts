@@ -405,7 +405,7 @@ export class StandIn implements Service, MetricsSource {
     this.fastPath = enabled;
   }
 
-  rules() {
+  async rules() {
     return this.networks.list().map(({ id, name }) => ({
       kind: "network" as const,
       id,

@@ -41,15 +41,18 @@ impl ErrorKind {
         use nix::libc;
         match errno {
             libc::EEXIST | libc::EADDRINUSE => Self::Exists,
-            libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::ENXIO | libc::EADDRNOTAVAIL => {
-                Self::NotFound
-            }
+            libc::ENOENT
+            | libc::ENOTDIR
+            | libc::ENODEV
+            | libc::ESRCH
+            | libc::ENXIO
+            | libc::EADDRNOTAVAIL => Self::NotFound,
             libc::EPERM | libc::EACCES => Self::Denied,
             libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::ENOSYS => {
                 Self::Unsupported
             }
             libc::EBUSY => Self::Busy,
-            libc::EINVAL | libc::ERANGE => Self::Invalid,
+            libc::EINVAL | libc::ERANGE | libc::ENAMETOOLONG | libc::ELOOP => Self::Invalid,
             _ => Self::Io,
         }
     }
@@ -93,7 +96,12 @@ impl std::error::Error for Error {}
 
 impl From<io::Error> for Error {
     fn from(cause: io::Error) -> Self {
-        let kind = cause.raw_os_error().map_or(ErrorKind::Io, ErrorKind::from_errno);
+        let kind = match (cause.raw_os_error(), cause.kind()) {
+            (Some(errno), _) => ErrorKind::from_errno(errno),
+            // A path with a NUL byte never reaches the kernel.
+            (None, io::ErrorKind::InvalidInput) => ErrorKind::Invalid,
+            (None, _) => ErrorKind::Io,
+        };
         Self::new(kind, cause.to_string())
     }
 }

@@ -1,6 +1,7 @@
 //! Conversions for `natbridge_datapath::firewall`.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use napi_derive::napi;
 use natbridge_datapath::firewall::{self as datapath, Family, Prefix, Protocol};
@@ -52,6 +53,13 @@ pub struct FirewallChange {
 }
 
 #[napi(object)]
+pub struct FirewallElement {
+    pub set: String,
+    pub key: String,
+    pub value: String,
+}
+
+#[napi(object)]
 pub struct ForwardAccept {
     pub chain: String,
     pub inserted: bool,
@@ -76,6 +84,16 @@ pub async fn apply_firewall(spec: FirewallSpec) -> napi::Result<FirewallChange> 
     })
 }
 
+/// Every element that the kernel's table holds.
+#[napi]
+pub async fn list_firewall() -> napi::Result<Vec<FirewallElement>> {
+    let held = run(datapath::list_firewall).await?;
+    Ok(held
+        .into_iter()
+        .map(|element| FirewallElement { set: element.set, key: element.key, value: element.value })
+        .collect())
+}
+
 /// Removes the table `inet natbridge`.
 #[napi]
 pub async fn remove_firewall() -> napi::Result<()> {
@@ -87,6 +105,19 @@ pub async fn remove_firewall() -> napi::Result<()> {
 pub async fn read_foreign_ruleset() -> napi::Result<ForeignRuleset> {
     let ruleset = run(datapath::read_foreign_ruleset).await?;
     Ok(ForeignRuleset { nft: ruleset.nft, legacy: ruleset.legacy })
+}
+
+static KEEPER: Mutex<Option<datapath::Keeper>> = Mutex::new(None);
+
+/// Restores the table and the accepts at once when somebody takes them away, until told otherwise.
+pub fn keep(keeping: bool) -> Result<()> {
+    let mut keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
+    // The one before takes its guard with it.
+    drop(keeper.take());
+    if keeping {
+        *keeper = Some(datapath::Keeper::start()?);
+    }
+    Ok(())
 }
 
 /// Puts the tagged accept at the end of every forward chain with policy drop.

@@ -10,6 +10,7 @@ use natbridge_datapath::host::{self, Watch};
 use crate::blocking::{change, run};
 use crate::error::to_napi;
 use crate::fastpath::{bump_generation_if_loaded, rules_changed_if_loaded};
+use crate::firewall::keep;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
@@ -438,6 +439,8 @@ pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
         }
     });
     set_watch(Some(watch.map_err(to_napi)?));
+    // Without it losses are found by reconciling, which reports what is amiss.
+    let _ = keep(true);
     Ok(())
 }
 
@@ -445,6 +448,7 @@ pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
 #[napi(catch_unwind)]
 pub fn stop_watching() {
     set_watch(None);
+    let _ = keep(false);
 }
 
 /// Every conntrack entry, IPv4 and IPv6.

@@ -5,6 +5,8 @@
 //! rule of the host goes first. Only a policy of drop is answered; a drop rule at the end of a chain
 //! is the host's explicit will.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde_json::{Value, json};
 
 use super::foreign::{is_tagged, list_ruleset, mark_match};
@@ -21,12 +23,30 @@ pub struct ForwardAccept {
     pub inserted: bool,
 }
 
+/// Whether accepts are wanted. Held while they are changed: two callers must not both append one.
+static WANTED: Mutex<bool> = Mutex::new(false);
+
+/// Puts back accepts that somebody took away, if they are wanted.
+///
+/// # Errors
+/// As [`ensure_forward_accepts`].
+pub fn restore() -> Result<()> {
+    let wanted = WANTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *wanted { ensure().map(drop) } else { Ok(()) }
+}
+
 /// Puts the tagged accept at the end of every forward chain with policy drop, and takes it away where
 /// the policy is accept again.
 ///
 /// # Errors
 /// The first failure; the other rulesets have been seen to all the same.
 pub fn ensure_forward_accepts() -> Result<Vec<ForwardAccept>> {
+    let mut wanted = WANTED.lock().unwrap_or_else(PoisonError::into_inner);
+    *wanted = true;
+    ensure()
+}
+
+fn ensure() -> Result<Vec<ForwardAccept>> {
     let mut accepts = Vec::new();
     let mut failures = Vec::new();
     match ensure_nft(true) {
@@ -49,6 +69,8 @@ pub fn ensure_forward_accepts() -> Result<Vec<ForwardAccept>> {
 /// # Errors
 /// All failures in one; what could be removed is gone.
 pub fn remove_forward_accepts() -> Result<()> {
+    let mut wanted = WANTED.lock().unwrap_or_else(PoisonError::into_inner);
+    *wanted = false;
     let mut failures = Vec::new();
     failures.extend(ensure_nft(false).err());
     failures.extend(FAMILIES.iter().filter_map(|legacy| ensure_legacy(legacy, false).err()));

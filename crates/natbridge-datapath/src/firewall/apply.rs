@@ -3,9 +3,10 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::elements::Elements;
+use super::elsewhere::{bound_udp, elsewhere, ephemeral};
 use super::spec::FirewallSpec;
-use super::table::{TABLE, definition};
-use super::{marking, nft};
+use super::table::{TABLE, Variant, definition};
+use super::{guard, marking, nft};
 use crate::error::{Context, ErrorKind, Result};
 
 /// What a call changed in the kernel.
@@ -20,7 +21,8 @@ pub struct FirewallChange {
 }
 
 /// Reading and writing belong together: two callers must not diff against the same state.
-static WRITING: Mutex<()> = Mutex::new(());
+/// Holds what was last written, for whoever must write it again; none where no table is wanted.
+static WRITTEN: Mutex<Option<Table>> = Mutex::new(None);
 
 /// Lists the table without its elements: text, because it shows what JSON leaves out (flags).
 const LIST_RULES: [&str; 6] = ["-s", "-t", "list", "table", "inet", "natbridge"];
@@ -32,34 +34,96 @@ const LIST_RULES: [&str; 6] = ["-s", "-t", "list", "table", "inet", "natbridge"]
 /// The kernel's table is then unchanged.
 pub fn apply_firewall(spec: &FirewallSpec) -> Result<FirewallChange> {
     spec.check()?;
-    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let wanted = Elements::wanted(spec);
-    if !rules_are_intact()? {
-        return rebuild(&wanted);
-    }
-    let listing = nft::nft(&["-j", "list", "table", "inet", "natbridge"])?;
-    // Elements in a form we never write are somebody else's work: write all of it anew.
-    let Ok(listed) = Elements::listed(&listing) else { return rebuild(&wanted) };
-    let difference = listed.difference(Elements::wanted(spec));
-    let change = FirewallChange {
-        changed: difference.removed.count() + difference.added.count() > 0,
-        elements_added: difference.added.count(),
-        elements_removed: difference.removed.count(),
-        rebuilt: false,
-    };
-    if !change.changed {
-        return Ok(change);
-    }
-    let mut script = difference.removed.commands("delete", TABLE);
-    script.push_str(&difference.added.commands("add", TABLE));
-    match nft::commit(&script) {
-        Ok(()) => Ok(change),
-        // Changed under our hands by somebody else, between listing and transaction.
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Exists) => {
-            rebuild(&wanted)
+    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let wanted = Table::wanted(spec)?;
+    let change = wanted.write()?;
+    guard::follow(&wanted.elements);
+    *written = Some(wanted);
+    Ok(change)
+}
+
+/// Writes the table again as it last was, if it is missing or its rules were altered.
+///
+/// # Errors
+/// As [`apply_firewall`].
+pub fn restore() -> Result<()> {
+    let written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(table) = written.as_ref() else { return Ok(()) };
+    match nft::commit(&format!("create table {TABLE}\n{}", table.script())) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::Exists => {
+            if !table.rules_are_intact()? {
+                table.rebuild()?;
+            }
+            Ok(())
         }
-        Err(error) => Err(error).context("change the table inet natbridge"),
+        Err(error) => Err(error).context("restore the table inet natbridge"),
     }
+}
+
+/// A guard that has just begun knows of nothing.
+pub fn tell_guard() {
+    let written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(table) = written.as_ref() {
+        guard::follow(&table.elements);
+    }
+}
+
+impl Table {
+    /// Reads the kernel's table and writes the difference.
+    fn write(&self) -> Result<FirewallChange> {
+        if !self.rules_are_intact()? {
+            return self.rebuild();
+        }
+        // Elements in a form we never write are somebody else's work: write all of it anew.
+        let Ok(listed) = Elements::listed(&list()?) else { return self.rebuild() };
+        let difference = listed.difference(&self.elements);
+        let change = FirewallChange {
+            changed: difference.removed.count_specified() + difference.added.count_specified() > 0,
+            elements_added: difference.added.count_specified(),
+            elements_removed: difference.removed.count_specified(),
+            rebuilt: false,
+        };
+        if difference.removed.count() + difference.added.count() == 0 {
+            return Ok(change);
+        }
+        let mut script = difference.removed.commands("delete", TABLE);
+        script.push_str(&difference.added.commands("add", TABLE));
+        match nft::commit(&script) {
+            Ok(()) => Ok(change),
+            // Changed under our hands by somebody else, between listing and transaction.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Exists) => {
+                self.rebuild()
+            }
+            Err(error) => Err(error).context("change the table inet natbridge"),
+        }
+    }
+}
+
+/// One element that the kernel's table holds, in nft's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldElement {
+    pub set: String,
+    pub key: String,
+    /// Empty in a set.
+    pub value: String,
+}
+
+/// Every element that the kernel's table holds; none without a table.
+///
+/// # Errors
+/// `Unsupported` without nft, `Denied` without privilege, `Io` for elements in a form we never write.
+pub fn list_firewall() -> Result<Vec<HeldElement>> {
+    let listing = match list() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.context("list the table inet natbridge")?,
+    };
+    let held = |(set, key, value): (&str, &str, &str)| HeldElement {
+        set: set.to_owned(),
+        key: key.to_owned(),
+        value: value.to_owned(),
+    };
+    Ok(Elements::listed(&listing)?.iter().map(held).collect())
 }
 
 /// Removes the table, if it is there.
@@ -67,42 +131,93 @@ pub fn apply_firewall(spec: &FirewallSpec) -> Result<FirewallChange> {
 /// # Errors
 /// `Unsupported` without nft, `Denied` without privilege.
 pub fn remove_firewall() -> Result<()> {
-    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever hears of it must not write it again.
+    *written = None;
+    guard::follow(&Elements::default());
     nft::commit(&format!("add table {TABLE}\ndelete table {TABLE}\n"))
         .context("remove the table inet natbridge")
 }
 
-/// One transaction: packets see the old table or the new one, never none.
-fn rebuild(wanted: &Elements) -> Result<FirewallChange> {
-    let mut script = format!("add table {TABLE}\ndelete table {TABLE}\n");
-    script.push_str(&definition());
-    script.push_str(&wanted.commands("add", TABLE));
-    script.push_str(&marking::kept());
-    nft::commit(&script).context("write the table inet natbridge")?;
-    Ok(FirewallChange {
-        changed: true,
-        elements_added: wanted.count(),
-        elements_removed: 0,
-        rebuilt: true,
-    })
+/// The table with its elements, in JSON.
+fn list() -> Result<String> {
+    nft::nft(&["-j", "list", "table", "inet", "natbridge"])
 }
 
-fn rules_are_intact() -> Result<bool> {
-    match nft::nft(&LIST_RULES) {
-        Ok(listing) => Ok(listing == pristine_listing()?),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).context("list the table inet natbridge"),
+/// What the table must be on this host.
+struct Table {
+    variant: Variant,
+    elements: Elements,
+}
+
+impl Table {
+    fn wanted(spec: &FirewallSpec) -> Result<Self> {
+        let ephemeral = ephemeral();
+        let mut elements = Elements::wanted(spec);
+        elements.add_bound_udp(&bound_udp(ephemeral));
+        let elsewhere = elsewhere(&spec.ports, ephemeral);
+        Ok(Self { variant: Variant { elsewhere, sockets: pristine()?.variant.sockets }, elements })
     }
+
+    /// One transaction: packets see the old table or the new one, never none.
+    fn rebuild(&self) -> Result<FirewallChange> {
+        let script = format!("add table {TABLE}\ndelete table {TABLE}\n{}", self.script());
+        nft::commit(&script).context("write the table inet natbridge")?;
+        Ok(FirewallChange {
+            changed: true,
+            elements_added: self.elements.count_specified(),
+            elements_removed: 0,
+            rebuilt: true,
+        })
+    }
+
+    /// All of it, to be written where nothing is.
+    fn script(&self) -> String {
+        let mut script = definition(self.variant);
+        script.push_str(&self.elements.commands("add", TABLE));
+        script.push_str(&marking::kept());
+        script
+    }
+
+    fn rules_are_intact(&self) -> Result<bool> {
+        let pristine = pristine()?;
+        let range = |variant: Variant| variant.elsewhere.to_string();
+        match nft::nft(&LIST_RULES) {
+            Ok(listing) => {
+                let expected =
+                    pristine.listing.replace(&range(pristine.variant), &range(self.variant));
+                Ok(listing == expected)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).context("list the table inet natbridge"),
+        }
+    }
+}
+
+struct Pristine {
+    variant: Variant,
+    listing: String,
 }
 
 /// How this host's nft lists the table as we write it, found out once in a namespace of its own: it
 /// differs from version to version, so no text of ours can be compared with it.
-fn pristine_listing() -> Result<&'static str> {
-    static LISTING: OnceLock<String> = OnceLock::new();
-    if let Some(listing) = LISTING.get() {
-        return Ok(listing);
+fn pristine() -> Result<&'static Pristine> {
+    static PRISTINE: OnceLock<Pristine> = OnceLock::new();
+    if let Some(pristine) = PRISTINE.get() {
+        return Ok(pristine);
     }
-    let listing = nft::list_as_loaded(&definition(), &LIST_RULES)
-        .context("find out how nft lists the table inet natbridge")?;
-    Ok(LISTING.get_or_init(|| listing))
+    let load = |sockets| -> Result<Pristine> {
+        let variant = Variant { elsewhere: elsewhere(&[], ephemeral()), sockets };
+        let listing = nft::list_as_loaded(&definition(variant), &LIST_RULES)?;
+        Ok(Pristine { variant, listing })
+    };
+    let pristine = match load(true) {
+        // Without the expression the kernel answers as for anything missing.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
+            load(false)
+        }
+        other => other,
+    }
+    .context("find out how nft lists the table inet natbridge")?;
+    Ok(PRISTINE.get_or_init(|| pristine))
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::prefix::Prefix;
 use super::spec::{FirewallPort, FirewallSpec, Protocol};
-use super::table::{Field, SETS, Set};
+use super::table::{BOUND_UDP, Field, SETS, Set};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Per set: keys in nft's syntax, and for maps their values.
@@ -25,6 +25,31 @@ impl Elements {
     /// Number of elements in all sets.
     pub fn count(&self) -> usize {
         self.0.values().map(BTreeMap::len).sum()
+    }
+
+    /// Of those that the specification asks for.
+    pub fn count_specified(&self) -> usize {
+        self.count() - self.0.get(BOUND_UDP).map_or(0, BTreeMap::len)
+    }
+
+    /// Adds the numbers on which the host itself receives.
+    pub fn add_bound_udp(&mut self, ports: &[u16]) {
+        for port in ports {
+            self.insert(BOUND_UDP, port.to_string(), String::new());
+        }
+    }
+
+    /// Those of these sets.
+    pub fn only(&self, sets: &[&str]) -> Self {
+        let chosen = self.0.iter().filter(|(set, _)| sets.contains(&set.as_str()));
+        Self(chosen.map(|(set, elements)| (set.clone(), elements.clone())).collect())
+    }
+
+    /// Set, key and value of each.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.0.iter().flat_map(|(set, elements)| {
+            elements.iter().map(|(key, value)| (set.as_str(), key.as_str(), value.as_str()))
+        })
     }
 
     /// The commands that do `verb` (`add` or `delete`) with every element.
@@ -46,7 +71,7 @@ impl Elements {
     }
 
     /// What makes `self` into `wanted`. A map element with another value is removed and added.
-    pub fn difference(self, wanted: Self) -> Difference {
+    pub fn difference(&self, wanted: &Self) -> Difference {
         let empty = BTreeMap::new();
         let outside = |of: &Self, other: &Self| {
             let mut rest = Self::default();
@@ -60,7 +85,7 @@ impl Elements {
             }
             rest
         };
-        Difference { removed: outside(&self, &wanted), added: outside(&wanted, &self) }
+        Difference { removed: outside(self, wanted), added: outside(wanted, self) }
     }
 
     /// The elements this specification asks for. The specification has been checked.
@@ -142,14 +167,18 @@ impl Elements {
         } else {
             format!("{} . {}", port.host_address, port.host_port)
         };
+        let number = format!("{protocol} . {}", port.host_port);
         if let Some(target) = port.target_address {
             let target = format!("{target} . {}", port.target_port);
+            let led_to = format!("{protocol} . {target}");
+            self.insert(&format!("target{family}"), led_to, String::new());
             self.insert(&format!("{protocol}_{kind}{family}"), socket.clone(), target);
         } else {
-            let forwarded = format!("{protocol} . {}", port.host_port);
-            self.insert(&format!("forwarded{family}"), forwarded, String::new());
+            self.insert(&format!("forwarded{family}"), number.clone(), String::new());
         }
+        self.insert(&format!("published{family}"), number, String::new());
         let key = format!("{protocol} . {socket}");
+        self.insert(&format!("published_{kind}{family}"), key.clone(), String::new());
         let beside = (port.protocol, port.host_address.is_ipv4(), port.host_port);
         if !wildcard && wildcards.contains(&beside) {
             self.insert(&format!("exempt{family}"), key.clone(), String::new());
@@ -273,6 +302,8 @@ mod tests {
         assert_eq!(
             script,
             "add element inet natbridge forwarded6 { tcp . 8080 }\n\
+             add element inet natbridge published6 { tcp . 8080 }\n\
+             add element inet natbridge published_wildcard6 { tcp . 8080 }\n\
              add element inet natbridge restricted_wildcard6 { tcp . 8080 }\n"
         );
     }

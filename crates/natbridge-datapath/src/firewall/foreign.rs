@@ -116,10 +116,9 @@ fn objects_of(listing: &str) -> Result<Vec<Value>> {
         .map_err(|cause| Error::new(ErrorKind::Io, format!("read nft's listing: {cause}")))?;
     match listing.get_mut("nftables").map(Value::take) {
         Some(Value::Array(objects)) => Ok(objects),
-        _ => Err(Error::new(
-            ErrorKind::Io,
-            "nft's listing has a form that natbridge does not know",
-        )),
+        _ => {
+            Err(Error::new(ErrorKind::Io, "nft's listing has a form that natbridge does not know"))
+        }
     }
 }
 
@@ -129,7 +128,9 @@ fn is_ours(object: &Value) -> bool {
     };
     let name = if kind == "table" { "name" } else { "table" };
     let is = |key: &str, value: &str| body.get(key).and_then(Value::as_str) == Some(value);
-    is("family", "inet") && is(name, "natbridge")
+    let guards = |name: &str| name.starts_with(super::guard::GUARD_PREFIX);
+    is("family", "inet")
+        && (is(name, "natbridge") || body.get(name).and_then(Value::as_str).is_some_and(guards))
 }
 
 /// Our accept in a foreign chain. Known by the reserved bit, not by the comment alone: what

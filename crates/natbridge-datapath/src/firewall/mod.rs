@@ -6,7 +6,10 @@
 mod accepts;
 mod apply;
 mod elements;
+mod elsewhere;
 mod foreign;
+mod guard;
+mod keeper;
 mod legacy;
 mod mark;
 mod marking;
@@ -17,8 +20,10 @@ mod table;
 mod unlisted;
 
 pub use accepts::{ForwardAccept, ensure_forward_accepts, remove_forward_accepts};
-pub use apply::{FirewallChange, apply_firewall, remove_firewall};
+pub use apply::{FirewallChange, HeldElement, apply_firewall, list_firewall, remove_firewall};
 pub use foreign::{ForeignRuleset, read_foreign_ruleset};
+pub use guard::GUARD_PREFIX;
+pub use keeper::Keeper;
 pub use mark::FORWARD_ACCEPT_MARK;
 pub use prefix::Prefix;
 pub use spec::{Family, FirewallNetwork, FirewallPort, FirewallSpec, FirewallSubnet, Protocol};

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::elsewhere::PortRange;
 use super::mark::FORWARD_ACCEPT_MARK;
 
 /// Family and name, as nft takes them.
@@ -10,6 +11,10 @@ pub const TABLE: &str = "inet natbridge";
 /// The set of families whose forwarded packets are marked. It follows the accepts, not the
 /// specification, so it is not among [`SETS`].
 pub const MARKING: &str = "marking";
+
+/// UDP ports on which processes of the host receive from anybody. It follows the host, not the
+/// specification.
+pub const BOUND_UDP: &str = "bound_udp";
 
 /// What one field of a set's key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +85,17 @@ pub const SETS: &[Set] = &[
     set("restricted_exact6", EXACT6),
     set("restricted_wildcard4", WILDCARD),
     set("restricted_wildcard6", WILDCARD),
+    // Every published number on whatever address, whoever serves it.
+    set("published4", WILDCARD),
+    set("published6", WILDCARD),
+    set("published_wildcard4", WILDCARD),
+    set("published_wildcard6", WILDCARD),
+    set("published_exact4", EXACT4),
+    set("published_exact6", EXACT6),
+    // The sockets that published ports lead to.
+    set("target4", EXACT4),
+    set("target6", EXACT6),
+    set(BOUND_UDP, &[Port]),
     // What only the forwarder serves; internal networks must not reach others through it.
     set("forwarded4", WILDCARD),
     set("forwarded6", WILDCARD),
@@ -108,7 +124,8 @@ pub const SETS: &[Set] = &[
 ///
 /// 127.0.0.0/8 and ::1 never come from a wire (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3); the
 /// rules hold even where somebody sets `route_localnet`. A sandbox of an internal network reaches
-/// the host by the addresses of its own subnet alone.
+/// the host by the addresses of its own subnet alone, and no published port by a link-local one, which
+/// would be the forwarder's and a way to other networks.
 const GUARD: &str = r#"
 	chain guard {
 		type filter hook prerouting priority -150; policy accept;
@@ -125,8 +142,14 @@ const GUARD: &str = r#"
 		meta nfproto ipv4 meta l4proto . th dport @forwarded4 drop
 		meta nfproto ipv6 meta l4proto . th dport @forwarded6 drop
 		iifname . ip daddr != @own_subnet4 drop
+		ip6 saddr fe80::/10 jump link_local_guard
+		ip6 daddr fe80::/10 jump link_local_guard
 		ip6 daddr fe80::/10 return
 		iifname . ip6 daddr != @own_subnet6 drop
+	}
+	chain link_local_guard {
+		meta l4proto . th dport @published_wildcard6 drop
+		meta l4proto . ip6 daddr . th dport @published_exact6 drop
 	}
 	chain restrict {
 		meta l4proto . ip daddr . th dport @restricted_exact4 meta l4proto . ip daddr . th dport . ip saddr != @allowed_exact4 drop
@@ -140,6 +163,17 @@ const GUARD: &str = r#"
 
 /// The exact address goes first, and source NAT follows Docker: what leaves its own bridge, and what
 /// destination NAT sends back into it.
+///
+/// Link-local addresses are never translated: a packet that bears one is not forwarded to another link
+/// (RFC 4291 section 2.5.6, ip6_forward). The forwarder serves them. IPv4's 169.254.0.0/16 is forwarded
+/// like any other.
+///
+/// Masquerading keeps the source port, but for numbers on which the host receives from anybody: else
+/// what the remote sends to that number of the host's would go to the masqueraded connection instead.
+fn nat(elsewhere: PortRange) -> String {
+    NAT.replace("ELSEWHERE", &elsewhere.to_string())
+}
+
 const NAT: &str = r#"
 	chain prerouting {
 		type nat hook prerouting priority -100; policy accept;
@@ -161,6 +195,8 @@ const NAT: &str = r#"
 		dnat ip to sctp dport map @sctp_wildcard4
 	}
 	chain published6 {
+		ip6 saddr fe80::/10 return
+		ip6 daddr fe80::/10 return
 		dnat ip6 to ip6 daddr . tcp dport map @tcp_exact6
 		dnat ip6 to ip6 daddr . udp dport map @udp_exact6
 		dnat ip6 to ip6 daddr . sctp dport map @sctp_exact6
@@ -170,24 +206,72 @@ const NAT: &str = r#"
 	}
 	chain postrouting {
 		type nat hook postrouting priority 100; policy accept;
-		oifname . ip saddr @own_subnet4 ct status dnat masquerade
-		oifname . ip6 saddr @own_subnet6 ct status dnat masquerade
+		oifname . ip saddr @own_subnet4 ct status dnat goto masquerading
+		oifname . ip6 saddr @own_subnet6 ct status dnat goto masquerading
 		oifname . ip saddr @own_subnet4 accept
 		oifname . ip6 saddr @own_subnet6 accept
-		ip saddr @masquerade4 masquerade
-		ip6 saddr @masquerade6 masquerade
+		ip saddr @masquerade4 goto masquerading
+		ip6 saddr @masquerade6 goto masquerading
+	}
+	chain masquerading {
+		meta l4proto { tcp, udp, sctp } meta nfproto ipv4 meta l4proto . th sport @published4 masquerade to :ELSEWHERE
+		meta l4proto { tcp, udp, sctp } meta nfproto ipv6 meta l4proto . th sport @published6 masquerade to :ELSEWHERE
+		udp sport @bound_udp masquerade to :ELSEWHERE
+		masquerade
 	}
 "#;
 
+/// What conntrack calls INVALID belongs to no connection it knows, so it is not translated either
+/// (nf_conntrack_in, nf_nat_inet_fn). Where it is a segment of a translated connection, out of its
+/// window, the host's own stack would answer it with a reset that ends the connection.
+///
+/// Dropped is what comes for a published port, unless the host has that very connection itself, and
+/// what acknowledges a connection for which the host has no socket at all: a masqueraded one. All
+/// else the host answers as ever. `socket` finds no request or TIME_WAIT socket where it asks for
+/// `wildcard`, hence `transparent` behind it.
+fn input(sockets: bool) -> String {
+    let own = if sockets { "\n\t\tsocket wildcard 0 return" } else { "" };
+    let rest = if sockets { NO_SOCKET } else { "" };
+    format!(
+        r#"
+	chain input {{
+		type filter hook input priority -1; policy accept;
+		ct state invalid meta l4proto {{ tcp, sctp }} goto untranslated
+	}}
+	chain untranslated {{
+		meta l4proto . ip daddr . th dport @published_exact4 drop
+		meta l4proto . ip6 daddr . th dport @published_exact6 drop{own}
+		meta nfproto ipv4 meta l4proto . th dport @published_wildcard4 drop
+		meta nfproto ipv6 meta l4proto . th dport @published_wildcard6 drop{rest}
+	}}
+"#
+    )
+}
+
+const NO_SOCKET: &str = "
+		socket transparent 0 return
+		socket transparent 1 return
+		tcp flags & (ack | rst) == ack drop";
+
+/// What differs from host to host in the constant part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Where masqueraded source ports go that may not stay.
+    pub elsewhere: PortRange,
+    /// The kernel has nft's `socket` expression (CONFIG_NFT_SOCKET).
+    pub sockets: bool,
+}
+
 /// The whole script of the empty table.
-pub fn definition() -> String {
+pub fn definition(variant: Variant) -> String {
     let mut script = format!("table {TABLE} {{\n");
     for set in SETS {
         script.push_str(&declaration(set));
     }
     let _ = writeln!(script, "\tset {MARKING} {{ type nf_proto; }}");
     script.push_str(GUARD);
-    script.push_str(NAT);
+    script.push_str(&nat(variant.elsewhere));
+    script.push_str(&input(variant.sockets));
     script.push_str(&forward_chains());
     script.push_str("}\n");
     script
@@ -215,6 +299,9 @@ fn declaration(set: &Set) -> String {
 /// dropped here costs them nothing and one accepted here still needs their accept too. Packets are
 /// marked only while a tagged accept asks for the mark: a rule of the host's that compares whole marks
 /// must not miss because of our bit.
+///
+/// INVALID packets that should have been translated on their way out are dropped (see [`input`]); a
+/// routed network's may be half of an asymmetric route, and pass. None come in.
 fn forward_chains() -> String {
     let mark = FORWARD_ACCEPT_MARK;
     let rest = !FORWARD_ACCEPT_MARK;
@@ -232,10 +319,20 @@ fn forward_chains() -> String {
 		iifname != @bridges oifname != @bridges goto others
 		ct state established,related goto accepted
 		iifname . oifname @same_bridge goto accepted
+		ct state invalid goto invalid
 		iifname @internal_bridges drop
 		oifname @internal_bridges drop
 		ct status dnat oifname @bridges goto accepted
 		oifname @bridges drop
+		goto accepted
+	}}
+	chain invalid {{
+		oifname @bridges drop
+		iifname @internal_bridges drop
+		ip saddr @masquerade4 drop
+		ip6 saddr @masquerade6 drop
+		meta l4proto . ip saddr . th sport @target4 drop
+		meta l4proto . ip6 saddr . th sport @target6 drop
 		goto accepted
 	}}
 	chain unmark {{

@@ -6,6 +6,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::netlink::{Message, Netlink};
 use super::nla::Attributes;
 use super::watch::HostEventKind;
+use crate::firewall::GUARD_PREFIX;
 use crate::{ErrorKind, Result, error::Context};
 
 /// linux/netfilter/nfnetlink.h and nf_tables.h.
@@ -21,7 +22,8 @@ const NFTA_TABLE: u16 = 1;
 
 const FAMILIES: [(u8, &str); 6] =
     [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
-const OWN: (&str, &str) = ("inet", "natbridge");
+const OWN_FAMILY: &str = "inet";
+const OWN_NAME: &str = "natbridge";
 
 /// A table of nftables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +41,9 @@ impl NftTable {
         Some(Self { family, name })
     }
 
-    /// It is natbridge's own.
+    /// It is natbridge's own: the table, or the one that stands in for it.
     pub fn is_own(&self) -> bool {
-        (self.family, self.name.as_str()) == OWN
+        self.family == OWN_FAMILY && (self.name == OWN_NAME || self.name.starts_with(GUARD_PREFIX))
     }
 }
 

@@ -36,7 +36,7 @@ fn only_differences_are_written() {
     let change = apply(&namespaces, &spec);
     assert_eq!(
         change,
-        FirewallChange { changed: true, elements_added: 4, elements_removed: 2, rebuilt: false }
+        FirewallChange { changed: true, elements_added: 5, elements_removed: 4, rebuilt: false }
     );
     assert_eq!(apply(&namespaces, &spec), FirewallChange::default());
     assert_eq!(handles(&namespaces), before, "rules were written anew");

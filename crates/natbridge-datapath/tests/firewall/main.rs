@@ -8,11 +8,14 @@
 )]
 
 mod changes;
+mod flush;
 mod frames;
+mod masquerade;
 mod namespaces;
 mod probe;
 mod rules;
 mod scenarios;
+mod segments;
 mod topology;
 
 use natbridge_datapath::firewall::{
@@ -36,6 +39,7 @@ fn every_scenario_holds() {
             assert!(failed.is_empty(), "{setting:?}:\n{}", failed.join("\n"));
         }
         assert!(!loopback_leaks(&namespaces), "a loopback address came in from a wire");
+        assert_eq!(segments::wrong_answers(&namespaces), Vec::<String>::new());
     }
     namespaces.inside("host", || {
         remove_forward_accepts().unwrap();

@@ -38,7 +38,7 @@ pub fn serve(namespaces: &Namespaces, name: &'static str, port: u16) {
 }
 
 /// Asks once, from `source` if given, within the calling thread's namespace.
-pub fn ask(transport: Transport, source: Option<IpAddr>, target: SocketAddr) -> Answer {
+pub fn ask(transport: Transport, source: Option<SocketAddr>, target: SocketAddr) -> Answer {
     let answer = match transport {
         Transport::Tcp => ask_tcp(source, target),
         Transport::Udp => ask_udp(source, target),
@@ -50,7 +50,7 @@ pub fn ask(transport: Transport, source: Option<IpAddr>, target: SocketAddr) -> 
     })
 }
 
-fn ask_tcp(source: Option<IpAddr>, target: SocketAddr) -> std::io::Result<Answer> {
+fn ask_tcp(source: Option<SocketAddr>, target: SocketAddr) -> std::io::Result<Answer> {
     assert!(source.is_none(), "std binds no TCP client");
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -59,9 +59,9 @@ fn ask_tcp(source: Option<IpAddr>, target: SocketAddr) -> std::io::Result<Answer
     Ok(text)
 }
 
-fn ask_udp(source: Option<IpAddr>, target: SocketAddr) -> std::io::Result<Answer> {
+fn ask_udp(source: Option<SocketAddr>, target: SocketAddr) -> std::io::Result<Answer> {
     let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
-    let socket = UdpSocket::bind((source.unwrap_or(any), 0))?;
+    let socket = UdpSocket::bind(source.unwrap_or(SocketAddr::new(any, 0)))?;
     socket.connect(target)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(b"who?")?;

@@ -1,6 +1,6 @@
 //! The table of scenarios: who asks whom, and what must come back.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{SocketAddr, SocketAddrV6};
 use std::thread;
 
 use nix::net::if_::if_nametoindex;
@@ -53,9 +53,12 @@ pub fn failures(namespaces: &Namespaces, setting: Setting) -> Vec<String> {
 }
 
 fn run(namespaces: &Namespaces, scenario: &Scenario) -> Answer {
-    let source = scenario.source.map(|source| source.parse::<IpAddr>().unwrap());
     namespaces.inside(scenario.from, || {
         let scope = if_nametoindex("eth0").unwrap_or_default();
+        let source = scenario.source.map(|source| match source.strip_suffix("%eth0") {
+            Some(address) => SocketAddrV6::new(address.parse().unwrap(), 0, 0, scope).into(),
+            None => SocketAddr::new(source.parse().unwrap(), 0),
+        });
         let target = scenario.target.replace("%eth0", &format!("%{scope}"));
         ask(scenario.transport, source, target.parse::<SocketAddr>().unwrap())
     })
@@ -227,6 +230,15 @@ fn scenarios(v4: bool, setting: Setting) -> Vec<Scenario> {
     add("i2", None, both, at.i_gateway, 8086, &sees("i1", at.i_gateway));
     if !v4 {
         add("i1", None, &[Tcp], "fe80::1%eth0", 8099, &sees("host", "fe80::10"));
+        // Link-local scope is never translated: a published port's number is the host's own socket's
+        // there (nobody's in this test), but not for an internal network.
+        add("client", None, both, "fe80::c1%eth0", 8080, "refused");
+        add("client", Some("fe80::c2%eth0"), &[Udp], at.host, 8080, "refused");
+        add("client", Some("fe80::c2%eth0"), &[Udp], at.host_exact, 8081, "refused");
+        add("a1", None, both, "fe80::a1%eth0", 8080, "refused");
+        add("i1", None, both, "fe80::1%eth0", 8080, NOTHING);
+        add("i1", Some("fe80::10%eth0"), &[Udp], at.i_gateway, 8080, NOTHING);
+        add("i1", Some("fe80::10%eth0"), &[Udp], at.i_gateway, 8093, NOTHING);
     }
     // Forwarding that is not ours: the host's own rules decide, unless it is strict; a forged mark is
     // no way round them.

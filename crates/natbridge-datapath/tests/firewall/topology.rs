@@ -50,6 +50,10 @@ pub fn build(label: &str) -> Namespaces {
     }
     namespaces.run("host", "ip address add fe80::1/64 dev fw-i nodad");
     namespaces.run("i1", "ip address add fe80::10/64 dev eth0 nodad");
+    namespaces.run("host", "ip address add fe80::c1/64 dev client nodad");
+    namespaces.run("client", "ip address add fe80::c2/64 dev eth0 nodad");
+    namespaces.run("host", "ip address add fe80::a1/64 dev fw-a nodad");
+    namespaces.run("a1", "ip address add fe80::a2/64 dev eth0 nodad");
     foreign_rules(&namespaces);
     for name in NAMES {
         serve(&namespaces, name, 80);
@@ -161,6 +165,7 @@ fn ports() -> Vec<FirewallPort> {
         let [a1, a2] = [choose("172.32.0.10", "fd00:a::10"), choose("172.32.0.11", "fd00:a::11")];
         let b1 = choose("172.33.0.10", "fd00:b::10");
         let i1 = choose("172.34.0.10", "fd00:1::10");
+        let i_gateway = choose("172.34.0.1", "fd00:1::1");
         let s1 = choose("172.35.0.10", "fd00:5::10");
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             for (host, number, target, target_port, from) in [
@@ -173,6 +178,10 @@ fn ports() -> Vec<FirewallPort> {
                 (exact, 8084, a1, 80, Some(client)),
                 (any, 8085, s1, 80, None),
                 (any, 8086, i1, 80, None),
+                (i_gateway, 8093, a1, 80, None),
+                (any, 8087, a1, 90, None),
+                (any, 8092, b1, 90, None),
+                (exact, 8099, a1, 90, None),
                 (any, 8088, a1, 9, None),
             ] {
                 ports.push(FirewallPort {

@@ -1,0 +1,156 @@
+//! Writes the table anew the moment somebody takes it away, and puts back our accepts.
+//!
+//! A reload of the host's firewall begins with `flush ruleset`, and empties foreign chains in which our
+//! accept stands. The kernel's notification is answered on a thread of its own, before anybody
+//! reconciles.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{accepts, apply, guard};
+use crate::Result;
+use crate::error::Context;
+use crate::host::netlink::{Message, messages};
+use crate::host::nla::Attributes;
+
+/// linux/netfilter/nfnetlink.h and nf_tables.h
+const NFNLGRP_NFTABLES: u32 = 7;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFT_MSG_DELTABLE: u16 = 2;
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_DELRULE: u16 = 8;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NF_INET_FORWARD: u32 = 2;
+/// The name of the table, in chains and rules too (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE).
+const NFTA_TABLE: u16 = 1;
+const NFGENMSG: usize = 4;
+const NFPROTO_INET: u8 = 1;
+const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
+const MESSAGE_BUFFER: usize = 64 * 1024;
+
+/// A running watch over the table; it ends when it is dropped, and restores nothing from then on.
+pub struct Keeper {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What an event asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Loss {
+    table: bool,
+    accept: bool,
+}
+
+impl Keeper {
+    /// Watches the table of the calling thread's namespace.
+    ///
+    /// # Errors
+    /// `Denied` without the privilege to listen.
+    pub fn start() -> Result<Self> {
+        let stop = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .context("making an eventfd")?,
+        );
+        let mut socket = Socket::new(NETLINK_NETFILTER).context("opening a netlink socket")?;
+        socket.bind_auto().context("binding a netlink socket")?;
+        socket.set_non_blocking(true).context("setting up a netlink socket")?;
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
+        }
+        socket.add_membership(NFNLGRP_NFTABLES).context("subscribing to nftables notifications")?;
+        guard::start();
+        apply::tell_guard();
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("natbridge-keeper".to_owned())
+            .spawn(move || watch(&socket, &stopped))
+            .context("starting the keeper's thread")?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        guard::stop();
+    }
+}
+
+fn watch(socket: &Socket, stop: &EventFd) {
+    loop {
+        let mut watched = [
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut watched, PollTimeout::NONE) {
+            Err(Errno::EINTR | Errno::EAGAIN) => continue,
+            Err(_) => return,
+            Ok(_) if watched[0].any().unwrap_or(true) => return,
+            Ok(_) => {}
+        }
+        let Some(loss) = read(socket) else { return };
+        // What cannot be restored here is the next reconciliation's, which reports it.
+        if loss.table {
+            let _ = apply::restore();
+        }
+        if loss.accept {
+            let _ = accepts::restore();
+        }
+    }
+}
+
+/// All that waits in the socket; none for a socket that fails for ever.
+fn read(socket: &Socket) -> Option<Loss> {
+    let mut loss = Loss::default();
+    loop {
+        let mut bytes = Vec::with_capacity(MESSAGE_BUFFER);
+        match socket.recv_from(&mut bytes, 0) {
+            Ok((_, sender)) if sender.port_number() == 0 => {
+                for message in messages(&bytes) {
+                    loss.add(message);
+                }
+            }
+            Ok(_) => {}
+            Err(cause) => match cause.raw_os_error() {
+                Some(libc::EAGAIN) => return Some(loss),
+                Some(libc::EINTR) => {}
+                // Notifications were lost: anything may have gone.
+                Some(libc::ENOBUFS) => return Some(Loss { table: true, accept: true }),
+                _ => return None,
+            },
+        }
+    }
+}
+
+impl Loss {
+    fn add(&mut self, message: Message<'_>) {
+        let is = |kind| message.kind == NFNL_SUBSYS_NFTABLES << 8 | kind;
+        let attributes = Attributes::after(message.payload, NFGENMSG);
+        let ours = message.payload.first() == Some(&NFPROTO_INET)
+            && attributes.find(NFTA_TABLE).is_some_and(|name| name.text() == "natbridge");
+        if ours {
+            self.table |= is(NFT_MSG_DELTABLE) || is(NFT_MSG_DELRULE);
+        } else if is(NFT_MSG_NEWCHAIN) {
+            // A foreign forward chain is new, or has another policy.
+            let hook = attributes.find(NFTA_CHAIN_HOOK);
+            let number = hook.and_then(|hook| hook.nested().find(NFTA_HOOK_HOOKNUM)?.be32());
+            self.accept |= number == Some(NF_INET_FORWARD);
+        } else if is(NFT_MSG_DELRULE) {
+            // The comment of our accept is in the rule, whoever wrote it back.
+            self.accept |= message.payload.windows(10).any(|bytes| bytes == b"natbridge\0");
+        }
+    }
+}
