@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-enum nb_abi { NB_ABI = 1 };
+enum nb_abi { NB_ABI = 2 };
 
 /* Own addresses of one endpoint that the spoof check knows. */
 #define NB_DEVICE_ADDRESSES 8
@@ -79,6 +79,8 @@ enum nb_drop {
 	NB_DROP_SPOOFED_NEIGHBOUR,
 	NB_DROP_UNREADABLE,
 	NB_DROP_REWRITE_FAILED,
+	/* Its checksum was to be written where its transport has none. */
+	NB_DROP_FALSE_OFFLOAD,
 	NB_DROP_COUNT,
 };
 

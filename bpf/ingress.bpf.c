@@ -8,6 +8,7 @@
 #include "lib/device.h"
 #include "lib/maps.h"
 #include "lib/note.h"
+#include "lib/offload.h"
 #include "lib/packet.h"
 #include "lib/presence.h"
 #include "lib/rewrite.h"
@@ -219,6 +220,8 @@ int nb_ingress(struct __sk_buff *skb)
 		if (reason != NB_NOT_SPOOFED)
 			return drop(counters, reason);
 	}
+	if (device->flags & NB_DEVICE_ENDPOINT && !offload_is_harmless(skb))
+		return drop(counters, NB_DROP_FALSE_OFFLOAD);
 	if (!config->enabled || !(device->flags & NB_DEVICE_FAST_PATH))
 		return pass(counters, NB_PASS_DISABLED);
 	return fast_path(skb, counters, generation);

@@ -6,15 +6,12 @@
 #include <linux/icmpv6.h>
 #include "lib/address.h"
 #include "lib/cursor.h"
+#include "lib/extension.h"
 #include "lib/packet.h"
 
 #define NB_NOT_SPOOFED -1
 #define NB_NEIGHBOUR_ADVERTISEMENT 136
-#define NB_NO_ICMPV6 0
 #define NB_VLAN_ID 0x0fff
-/* Extension headers in a row that are followed; RFC 8200 section 4.1 knows of no more. */
-#define NB_EXTENSION_HEADERS 8
-#define NB_FRAGMENT_OFFSET bpf_htons(0xfff8)
 
 /* ARP over Ethernet for IPv4, RFC 826. */
 struct nb_arp {
@@ -82,59 +79,23 @@ static __always_inline bool is_link_local(const struct nb_address *address)
 	return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
-/* The beginning of a hop-by-hop, routing, destination options or fragment header, RFC 8200. */
-struct nb_extension {
-	__u8 next;
-	/* In units of 8 bytes, the first left out; a fragment header has none. */
-	__u8 length;
-	__be16 fragment_offset;
-};
-
-/*
- * Offset of the ICMPv6 header, NB_NO_ICMPV6, or -1 if the packet can't be followed to its payload.
- * Receivers heed neighbour discovery behind any extension header but a fragment's (RFC 6980). The
- * headers' lengths vary, so they are read by a helper, which checks bounds as the cursor does.
- */
-static __always_inline int find_icmpv6(struct __sk_buff *skb, __u8 next)
-{
-	__u32 offset = sizeof(struct ethhdr) + sizeof(struct ipv6hdr);
-	struct nb_extension extension;
-
-	for (__u32 i = 0; i < NB_EXTENSION_HEADERS; i++) {
-		if (next == IPPROTO_ICMPV6)
-			return offset;
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
-			return NB_NO_ICMPV6;
-		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
-			return -1;
-		if (next == IPPROTO_FRAGMENT) {
-			if (extension.fragment_offset & NB_FRAGMENT_OFFSET)
-				return NB_NO_ICMPV6;
-			offset += 8;
-		} else {
-			offset += (extension.length + 1) * 8;
-		}
-		next = extension.next;
-	}
-	return -1;
-}
-
 static __always_inline int spoofed_advertisement(struct __sk_buff *skb, __u8 next,
 						 const struct nb_device *device)
 {
-	int offset = find_icmpv6(skb, next);
+	struct nb_payload payload;
 	struct nb_address target;
 	__u8 type;
 
-	if (offset == NB_NO_ICMPV6)
-		return NB_NOT_SPOOFED;
-	if (offset < 0)
+	if (!find_payload(skb, next, &payload))
 		return NB_DROP_UNREADABLE;
-	if (bpf_skb_load_bytes(skb, offset, &type, sizeof(type)) ||
+	/* Receivers heed it behind any extension header but a fragment's (RFC 6980). */
+	if (payload.protocol != IPPROTO_ICMPV6 || payload.later)
+		return NB_NOT_SPOOFED;
+	if (bpf_skb_load_bytes(skb, payload.offset, &type, sizeof(type)) ||
 	    type != NB_NEIGHBOUR_ADVERTISEMENT)
 		return NB_NOT_SPOOFED;
-	if (bpf_skb_load_bytes(skb, offset + sizeof(struct icmp6hdr), &target, sizeof(target)))
+	if (bpf_skb_load_bytes(skb, payload.offset + sizeof(struct icmp6hdr), &target,
+			       sizeof(target)))
 		return NB_DROP_UNREADABLE;
 	return is_link_local(&target) || device_has_address(device, &target)
 		   ? NB_NOT_SPOOFED

@@ -10,6 +10,7 @@ pub const DROPS: &[(nb_drop, &str)] = &[
     (nb_drop::NB_DROP_SPOOFED_NEIGHBOUR, "spoofed_neighbour"),
     (nb_drop::NB_DROP_UNREADABLE, "unreadable"),
     (nb_drop::NB_DROP_REWRITE_FAILED, "rewrite_failed"),
+    (nb_drop::NB_DROP_FALSE_OFFLOAD, "false_checksum_offload"),
 ];
 
 /// Reasons a packet was left to the kernel path, or a flow not learned.
