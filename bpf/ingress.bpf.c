@@ -132,8 +132,8 @@ static __always_inline int pass_expired(struct __sk_buff *skb, const struct nb_p
 static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet *packet,
 				   struct nb_flow *flow, struct nb_device_counters *counters)
 {
-	__u32 bytes = skb->len;
 	int reason = check_flow(packet, flow);
+	__u32 bytes;
 
 	if (reason)
 		return pass(counters, reason);
@@ -145,6 +145,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet
 	default:
 		return drop(counters, NB_DROP_REWRITE_FAILED);
 	}
+	/* Without what was cut off: so it leaves. */
+	bytes = skb->len;
 	flow->lease_packets += 1;
 	flow->packets += 1;
 	flow->bytes += bytes;

@@ -620,6 +620,41 @@ fn gso_packets_whose_segments_fit_are_fast() {
 }
 
 #[test]
+fn what_lies_behind_the_ip_packet_is_cut_off() {
+    let bench = Bench::new();
+    for protocol in [TCP, UDP] {
+        // A short frame as network cards pad it, and as much as an Ethernet frame of 1500 takes.
+        for (payload, trailer) in [(0, 6), (20, 1), (64, 1390)] {
+            for (mut packet, mut result) in published(protocol) {
+                packet.payload = vec![7; payload];
+                result.payload.clone_from(&packet.payload);
+                let mut flow = flow_to(&bench, &packet, &result, bench.endpoint);
+                flow.path.mtu = 1300;
+                let key = key_of(&packet, bench.uplink);
+                bench.plant(&key, &flow);
+                let mut frame = packet.bytes();
+                frame.resize(frame.len() + trailer, 0xee);
+                let (action, out) = bench.ingress(bench.uplink, &frame, 0);
+                assert_eq!((action, out), (REDIRECT, result.bytes()), "{packet:?} {trailer}");
+                let bytes = bench.flows.get(&key).unwrap().unwrap().bytes;
+                assert_eq!(bytes, result.bytes().len() as u64, "{packet:?} {trailer}");
+            }
+        }
+    }
+    for (mut packet, mut result) in published(TCP) {
+        packet.payload = vec![7; 2800];
+        result.payload.clone_from(&packet.payload);
+        let flow = flow_to(&bench, &packet, &result, bench.endpoint);
+        bench.plant(&key_of(&packet, bench.uplink), &flow);
+        let mut frame = packet.bytes();
+        frame.push(0);
+        let before = bench.event("not_writable");
+        assert_eq!(bench.ingress(bench.uplink, &frame, 1400), (NEXT, frame));
+        assert_eq!(bench.event("not_writable"), before + 1, "segments would not be cut any more");
+    }
+}
+
+#[test]
 fn fin_and_rst_forget_both_directions() {
     let bench = Bench::new();
     for flags in [0x11, 0x14, 0x04, 0x01] {
