@@ -195,6 +195,8 @@ enum nb_event {
 	NB_PASS_CONNTRACK_HELPER,
 	NB_PASS_OTHER_TUPLE,
 	NB_PASS_CACHE_FULL,
+	/* The route does more than forward. */
+	NB_PASS_ROUTE,
 	NB_EVENT_COUNT,
 };
 

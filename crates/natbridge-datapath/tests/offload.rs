@@ -5,118 +5,18 @@
 
 mod common;
 
-use std::fs::File;
 use std::net::{IpAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::packet::{Packet, UDP};
 use common::topology::{SANDBOX_MAC, Topology, counters};
-use common::{Loaded, Namespace, ifindex, run};
-use nix::libc;
-use nix::sched::{CloneFlags, setns};
+use common::wire::{Wire, in_namespace, mac_of, tuple_of};
+use common::{Loaded, Namespace, run};
 
-/// struct virtio_net_hdr (linux/virtio_net.h), as PACKET_VNET_HDR wants it before each frame.
-const NEEDS_CHECKSUM: u8 = 1;
-const PACKET_VNET_HDR: libc::c_int = 15;
 const ETHERNET: usize = 14;
 /// Frames of one kind: enough for the flow to be learned where that is on.
 const ROUND: usize = 128;
 const PORT: u16 = 7000;
-
-/// Runs `work` on a thread in a namespace; what it opens stays there.
-fn in_namespace<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                let file = File::open(format!("/run/netns/{}", namespace.name())).unwrap();
-                setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            })
-            .join()
-            .unwrap()
-    })
-}
-
-/// A packet socket on a namespace's eth0.
-struct Wire {
-    socket: OwnedFd,
-}
-
-impl Wire {
-    fn open(namespace: &Namespace) -> Self {
-        in_namespace(namespace, || {
-            let protocol = (libc::ETH_P_ALL as u16).to_be();
-            // SAFETY: no memory is passed; the descriptor is fresh.
-            let socket = unsafe {
-                let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-                let raw = libc::socket(libc::AF_PACKET, kind, protocol.into());
-                assert!(raw >= 0, "{}", std::io::Error::last_os_error());
-                OwnedFd::from_raw_fd(raw)
-            };
-            // SAFETY: plain data, filled below.
-            let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-            address.sll_family = libc::AF_PACKET as u16;
-            address.sll_protocol = protocol;
-            address.sll_ifindex = ifindex("eth0").cast_signed();
-            // SAFETY: an address of this size.
-            let bound = unsafe {
-                libc::bind(
-                    socket.as_raw_fd(),
-                    (&raw const address).cast(),
-                    size_of_val(&address) as libc::socklen_t,
-                )
-            };
-            assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
-            Self { socket }
-        })
-    }
-
-    /// For [`Wire::send`]: each frame gets a header that says what is left to offload.
-    fn with_offload(self) -> Self {
-        let on: libc::c_int = 1;
-        // SAFETY: an option of this size.
-        let set = unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                PACKET_VNET_HDR,
-                (&raw const on).cast(),
-                size_of_val(&on) as libc::socklen_t,
-            )
-        };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-        self
-    }
-
-    /// Sends a frame whose checksum is to be summed up from `start` on and written `offset` after.
-    fn send(&self, frame: &[u8], start: usize, offset: usize) {
-        let mut bytes = vec![NEEDS_CHECKSUM, 0, 0, 0, 0, 0];
-        bytes.extend(u16::try_from(start).unwrap().to_ne_bytes());
-        bytes.extend(u16::try_from(offset).unwrap().to_ne_bytes());
-        bytes.extend(frame);
-        let sent = nix::unistd::write(&self.socket, &bytes).unwrap();
-        assert_eq!(sent, bytes.len());
-    }
-
-    /// What arrives until nothing has for a while.
-    fn receive(&self) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        let mut quiet = Instant::now();
-        while quiet.elapsed() < Duration::from_millis(300) {
-            let mut buffer = vec![0; 2048];
-            match nix::unistd::read(&self.socket, &mut buffer) {
-                Ok(length) => {
-                    buffer.truncate(length);
-                    frames.push(buffer);
-                    quiet = Instant::now();
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
-        frames
-    }
-}
 
 struct Bench {
     topology: Topology,
@@ -148,16 +48,10 @@ impl Bench {
         Self { topology, loaded, sandbox, outside, _sinks: sinks }
     }
 
-    fn packet(&self, source: &str, destination: &str) -> Packet {
-        let bridge = run_line("ip -o link show br0");
-        let mac = bridge.split("link/ether ").nth(1).unwrap();
-        let mut bytes = [0; 6];
-        for (byte, text) in bytes.iter_mut().zip(mac.split([':', ' '])) {
-            *byte = u8::from_str_radix(text, 16).unwrap();
-        }
+    fn packet(source: &str, destination: &str) -> Packet {
         Packet {
             source_mac: SANDBOX_MAC,
-            destination_mac: bytes,
+            destination_mac: mac_of("br0"),
             destination_port: PORT,
             payload: vec![0x5a; 64],
             ..Packet::new(UDP, source, destination)
@@ -171,38 +65,12 @@ impl Bench {
     }
 }
 
-fn run_line(line: &str) -> String {
-    let output = std::process::Command::new("sh").args(["-ec", line]).output().unwrap();
-    assert!(output.status.success(), "{line}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Source, destination and their ports, of a UDP frame.
-fn tuple_of(frame: &[u8]) -> Option<(IpAddr, IpAddr, u16, u16)> {
-    let port = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
-    match frame.get(12..14)? {
-        [0x08, 0x00] if *frame.get(23)? == UDP => {
-            let address = |at: usize| -> Option<IpAddr> {
-                Some(IpAddr::from(*frame.get(at..)?.first_chunk::<4>()?))
-            };
-            Some((address(26)?, address(30)?, port(34)?, port(36)?))
-        }
-        [0x86, 0xdd] if *frame.get(20)? == UDP => {
-            let address = |at: usize| -> Option<IpAddr> {
-                Some(IpAddr::from(*frame.get(at..)?.first_chunk::<16>()?))
-            };
-            Some((address(22)?, address(38)?, port(54)?, port(56)?))
-        }
-        _ => None,
-    }
-}
-
 fn packets_go_on_as_they_were_checked(fast: bool) {
     let bench = Bench::new(fast);
     for (source, destination, host, header) in
         [("172.32.0.10", "10.9.0.2", "10.9.0.1", 20), ("fd00:32::10", "fd00:9::2", "fd00:9::1", 40)]
     {
-        let packet = bench.packet(source, destination);
+        let packet = Bench::packet(source, destination);
         let frame = packet.bytes();
         let transport = ETHERNET + header;
         let expected: (IpAddr, IpAddr, u16, u16) =

@@ -37,6 +37,7 @@ pub const PASSES: &[(nb_event, &str)] = &[
     (nb_event::NB_PASS_CONNTRACK_HELPER, "conntrack_helper"),
     (nb_event::NB_PASS_OTHER_TUPLE, "other_tuple"),
     (nb_event::NB_PASS_CACHE_FULL, "cache_full"),
+    (nb_event::NB_PASS_ROUTE, "route"),
 ];
 
 /// What the connect hooks did with a call.

@@ -4,6 +4,7 @@
 
 pub mod packet;
 pub mod topology;
+pub mod wire;
 
 use std::fs::File;
 use std::os::fd::AsFd;
