@@ -111,6 +111,8 @@ fn load_into(
     let loaded = FastPath {
         pins: pins.clone(),
         programs,
+        sizes: options.sizes(),
+        moves: Mutex::default(),
         mechanism: options.mechanism.unwrap_or(detected),
         switches: Switches::open(pins)?,
         devices: Table::open(pins, "devices")?,

@@ -14,9 +14,11 @@ mod loader;
 mod messages;
 mod namespace;
 mod object;
+mod others;
 mod pins;
 mod port;
 mod program;
+mod program_watch;
 mod reason;
 mod switches;
 mod table;
@@ -31,11 +33,16 @@ pub use flow::{FlowInfo, FlowTuple};
 pub use loader::{FastPathOptions, fast_path_enabled, set_fast_path_enabled, unload};
 pub use namespace::{HostNamespace, host_namespace};
 pub use object::Programs;
+pub use others::{ForeignHook, ForeignProgram};
 pub use pins::Pins;
 pub use port::{PortEntry, TransportProtocol};
 pub use program::ProgramInfo;
+pub use program_watch::ProgramWatch;
 pub use switches::Switches;
 pub use table::{PerCpu, Table};
+
+use object::Sizes;
+use others::Moves;
 
 use abi::{nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key};
 
@@ -44,6 +51,8 @@ use abi::{nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_po
 pub struct FastPath {
     pins: Pins,
     programs: Programs,
+    sizes: Sizes,
+    moves: Mutex<Moves>,
     mechanism: Mechanism,
     switches: Switches,
     devices: Table<u32, nb_device>,

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod foreign;
 pub mod packet;
 pub mod topology;
 pub mod wire;
