@@ -210,6 +210,20 @@ export interface FlowTuple {
   destinationPort: number
 }
 
+/**
+ * Programs of others on these devices, after natbridge's own took their places again. When they
+ * change, all leases end at once and the listener of `watchHost` hears of it.
+ */
+export declare function followPrograms(ifindexes: Array<number>): Promise<Array<ForeignProgram>>
+
+export interface ForeignProgram {
+  ifindex: number
+  hook: 'ingress' | 'egress' | 'xdp'
+  id: number
+  name: string
+  hinders: boolean
+}
+
 export interface ForeignRuleset {
   nft: string
   legacy: string
@@ -221,7 +235,7 @@ export interface ForwardAccept {
 }
 
 export interface HostEvent {
-  kind: 'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'overrun'
+  kind: 'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'program' | 'overrun'
   ifindex: number
   removed: boolean
 }

@@ -773,7 +773,7 @@ if (
   }
 }
 
-const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
+const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, followPrograms, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
 export { applyFirewall }
 export { bumpGeneration }
 export { closeFastPath }
@@ -788,6 +788,7 @@ export { ensureEndpoint }
 export { ensureForwardAccepts }
 export { fastPathCounters }
 export { fastPathEnabled }
+export { followPrograms }
 export { hostNamespace }
 export { inspectSandbox }
 export { kernelFeatures }

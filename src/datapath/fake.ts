@@ -18,6 +18,7 @@ import type {
   FirewallChange,
   FirewallSpec,
   FlowInfo,
+  ForeignProgram,
   ForwardAccept,
   HostEvent,
   KernelFeatures,
@@ -86,6 +87,7 @@ export class FakeDatapath implements Datapath {
   conntrack: ConntrackEntry[] = [];
   foreign = { nft: '{"nftables":[]}', legacy: "" };
   xfrmPolicies = 0;
+  foreignPrograms: ForeignProgram[] = [];
   readonly devices = new Map<number, DeviceSpec>();
   ports: PortEntry[] = [];
   localAddresses: string[] = [];
@@ -367,6 +369,11 @@ export class FakeDatapath implements Datapath {
 
   async listDevices(): Promise<DeviceSpec[]> {
     return [...this.devices.values()];
+  }
+
+  async followPrograms(ifindexes: number[]): Promise<ForeignProgram[]> {
+    this.#mayFail("followPrograms");
+    return this.foreignPrograms.filter(({ ifindex }) => ifindexes.includes(ifindex));
   }
 
   async setPorts(ports: PortEntry[]): Promise<void> {

@@ -114,7 +114,7 @@ export interface SandboxInterface {
 
 /** Something of the host changed; several changes of one kind may arrive as one event. */
 export interface HostEvent {
-  kind: "link" | "address" | "route" | "neighbour" | "qdisc" | "ruleset" | "overrun";
+  kind: "link" | "address" | "route" | "neighbour" | "qdisc" | "ruleset" | "program" | "overrun";
   /** For link and address events: the device; 0 otherwise. */
   ifindex: number;
   removed: boolean;
@@ -307,6 +307,17 @@ export interface ProgramInfo {
   attached: string[];
 }
 
+/** Somebody else's eBPF program on a device. */
+export interface ForeignProgram {
+  ifindex: number;
+  hook: "ingress" | "egress" | "xdp";
+  id: number;
+  /** Empty if it was gone before it could be asked. */
+  name: string;
+  /** It would not see the packets of cached flows, or changes them before they are learned. */
+  hinders: boolean;
+}
+
 /** A cached flow, as the fast path holds it now. */
 export interface FlowInfo {
   ifindex: number;
@@ -385,6 +396,11 @@ export interface Datapath {
   setDevice(spec: DeviceSpec): Promise<void>;
   removeDevice(ifindex: number): Promise<void>;
   listDevices(): Promise<DeviceSpec[]>;
+  /**
+   * Programs of others on these devices, after natbridge's own took their places again among them.
+   * From then on a change of them ends all leases, and `watchHost` tells of it as `program`.
+   */
+  followPrograms(ifindexes: number[]): Promise<ForeignProgram[]>;
   /** Makes the connect hook's ports exactly these. */
   setPorts(ports: PortEntry[]): Promise<void>;
   /** Makes the host's own addresses, loopback left out, exactly these. */

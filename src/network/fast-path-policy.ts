@@ -31,6 +31,25 @@ function queueing(links: LinkInfo[], concerned: Set<string>): Hindrance[] {
     }));
 }
 
+/** Nothing but their own authors knows what they do: what cached packets would not meet, hinders. */
+async function programs(
+  datapath: Datapath,
+  links: LinkInfo[],
+  concerned: Set<string>,
+): Promise<Hindrance[]> {
+  const names = new Map(
+    links.filter(({ name }) => concerned.has(name)).map(({ ifindex, name }) => [ifindex, name]),
+  );
+  const found = await datapath.followPrograms([...names.keys()]);
+  return found
+    .filter(({ hinders }) => hinders)
+    .map(({ ifindex, hook, id, name }) => ({
+      where: names.get(ifindex) ?? "host",
+      reason: `the eBPF program ${name || "without a name"} (id ${id}) on its ${hook} hook must see every packet`,
+      rule: null,
+    }));
+}
+
 function loopback(
   state: State,
   links: LinkInfo[],
@@ -49,7 +68,7 @@ function loopback(
 }
 
 /**
- * Reads the host's rules, queueing disciplines and IPsec policies. What can't be read counts as a
+ * Reads the host's rules, queueing disciplines, eBPF programs and IPsec policies. What can't be read counts as a
  * reason to stay off.
  *
  * @param concerned Names of the devices the programs are on, and of the bridges they skip.
@@ -70,6 +89,12 @@ export async function readPolicy(
   } catch (error) {
     const reason = `the host's rules can't be read: ${reasonOf(error)}`;
     for (const where of ["host", "loopback"]) hindrances.push({ where, reason, rule: null });
+  }
+  try {
+    hindrances.push(...(await programs(datapath, links, concerned)));
+  } catch (error) {
+    const reason = `eBPF programs of others can't be listed: ${reasonOf(error)}`;
+    hindrances.push({ where: "host", reason, rule: null });
   }
   const policies = await datapath.countXfrmPolicies();
   if (policies > 0)

@@ -12,7 +12,7 @@ use crate::error::to_napi;
 
 static LOADED: Mutex<Option<Arc<FastPath>>> = Mutex::new(None);
 
-fn loaded() -> MutexGuard<'static, Option<Arc<FastPath>>> {
+pub fn loaded() -> MutexGuard<'static, Option<Arc<FastPath>>> {
     // Only ever replaced whole, so a panic elsewhere leaves it usable.
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -25,7 +25,7 @@ pub fn bump_generation_if_loaded() {
 }
 
 /// Runs blocking work with the loaded fast path.
-async fn with<T: Send + 'static>(
+pub async fn with<T: Send + 'static>(
     work: impl FnOnce(&FastPath) -> natbridge_datapath::Result<T> + Send + 'static,
 ) -> napi::Result<T> {
     let fast_path = loaded().clone().ok_or_else(|| {
