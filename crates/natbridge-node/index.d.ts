@@ -100,6 +100,8 @@ export interface DeviceSpec {
   mtu: number
   mac: string
   addresses: Array<string>
+  link: number
+  reserved: Array<string>
   spoofCheck: boolean
   fastPath: boolean
 }

@@ -248,7 +248,14 @@ export interface DeviceSpec {
   mac: string;
   /** Endpoint only: the addresses its frames may bear, without prefix, its own first; 8 at most. */
   addresses: string[];
-  /** Drop packets whose source is none of these addresses. */
+  /** Endpoint only: ifindex of its bridge; 0 for an uplink. */
+  link: number;
+  /** Endpoint only: link-local addresses that are the bridge's; 4 at most. */
+  reserved: string[];
+  /**
+   * Drop packets whose source is none of these addresses, nor a link-local one of its own: that of
+   * its MAC, and those it was the first to use.
+   */
   spoofCheck: boolean;
   /** Learn and use cached flows on it. */
   fastPath: boolean;

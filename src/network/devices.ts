@@ -21,8 +21,10 @@ export class Devices {
       policy.host && !names.some((name) => policy.devices.has(name));
     const endpoints = state.endpoint.values().flatMap((endpoint) => {
       const link = byName.get(endpoint.hostInterface);
-      const bridge = state.network.expect(endpoint.networkId).bridge ?? "";
-      return link ? endpointDevice(state, endpoint, link.ifindex, allowed(link.name, bridge)) : [];
+      const name = state.network.expect(endpoint.networkId).bridge ?? "";
+      if (!link) return [];
+      const isAllowed = allowed(link.name, name);
+      return endpointDevice(state, endpoint, link.ifindex, byName.get(name), isAllowed);
     });
     const others = uplinks.map(
       (link): DeviceSpec => ({
@@ -31,6 +33,8 @@ export class Devices {
         mtu: link.mtu,
         mac: "",
         addresses: [],
+        link: 0,
+        reserved: [],
         spoofCheck: false,
         fastPath: allowed(link.name),
       }),

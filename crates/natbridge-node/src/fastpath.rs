@@ -155,6 +155,8 @@ pub struct DeviceSpec {
     pub mtu: u32,
     pub mac: String,
     pub addresses: Vec<String>,
+    pub link: u32,
+    pub reserved: Vec<String>,
     pub spoof_check: bool,
     pub fast_path: bool,
 }
@@ -178,6 +180,17 @@ impl TryFrom<DeviceSpec> for fastpath::DeviceSpec {
                 DeviceRole::Uplink => [0; 6],
             },
             addresses: addresses.collect::<natbridge_datapath::Result<_>>()?,
+            link: spec.link,
+            reserved: spec
+                .reserved
+                .iter()
+                .map(|text| match parse_address("reserved", text)? {
+                    IpAddr::V6(address) => Ok(address),
+                    IpAddr::V4(_) => {
+                        Err(invalid(format!("reserved \"{text}\" is no IPv6 address")))
+                    }
+                })
+                .collect::<natbridge_datapath::Result<_>>()?,
             spoof_check: spec.spoof_check,
             fast_path: spec.fast_path,
         })
@@ -196,6 +209,8 @@ impl From<fastpath::DeviceSpec> for DeviceSpec {
             mtu: spec.mtu,
             mac: mac_text(spec.mac),
             addresses: spec.addresses.iter().map(ToString::to_string).collect(),
+            link: spec.link,
+            reserved: spec.reserved.iter().map(ToString::to_string).collect(),
             spoof_check: spec.spoof_check,
             fast_path: spec.fast_path,
         }

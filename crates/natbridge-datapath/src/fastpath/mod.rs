@@ -10,6 +10,7 @@ mod counters;
 mod device;
 mod features;
 mod flow;
+mod link_local;
 mod loader;
 mod messages;
 mod namespace;
@@ -44,7 +45,10 @@ pub use table::{PerCpu, Table};
 use object::Sizes;
 use others::Moves;
 
-use abi::{nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key};
+use abi::{
+    nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_link_local,
+    nb_link_local_key, nb_port, nb_port_key,
+};
 
 /// The loaded fast path of one instance. Dropping it leaves pins, links and traffic as they are.
 #[derive(Debug)]
@@ -62,6 +66,7 @@ pub struct FastPath {
     ports: Table<nb_port_key, nb_port>,
     port_connects: PerCpu<u64>,
     local_addresses: Table<nb_address, u32>,
+    link_locals: Table<nb_link_local_key, nb_link_local>,
     connect_results: PerCpu<u64>,
     /// Held while devices, ports or addresses change: slots are chosen by looking at the maps.
     changing: Mutex<()>,
