@@ -38,7 +38,7 @@ const limits = families.flatMap((family) => [
 /** Sends small and large datagrams out; answers what the client saw of the large ones. */
 async function largeOnes(topology: Topology, family: "ipv4" | "ipv6"): Promise<string> {
   const before = (await topology.ok<DatapathStatus>("GET", "/v1/datapath")).cache.fastPackets;
-  const file = `${topology.folder}/large`;
+  const file = `${topology.folder}/large-${performance.now()}`;
   // With Ethernet's header more than what a route of 1300 bytes lets pass.
   const filter = "udp and greater 1320 and dst port 7000";
   const capture = `exec timeout 30 tcpdump -lni eth0 --immediate-mode '${filter}' >${file} 2>&1`;
@@ -61,7 +61,7 @@ export const edgeScenarios: Scenario[] = [
   ...families.map((family) => ({
     name: `without-a-limit-they-leave-whole (${family})`,
     run: async (topology: Topology): Promise<void> => {
-      assert.match(await largeOnes(topology, family), /UDP, length 1400/);
+      assert.match(await largeOnes(topology, family), /\.7000: /);
     },
   })),
   ...limits.map(({ name, family, set, unset }) => ({
@@ -69,7 +69,7 @@ export const edgeScenarios: Scenario[] = [
     run: async (topology: Topology): Promise<void> => {
       topology.must("host", set);
       try {
-        assert.not.match(await largeOnes(topology, family), /UDP, length 1400/);
+        assert.not.match(await largeOnes(topology, family), /\.7000: /);
       } finally {
         topology.must("host", unset);
       }
