@@ -14,6 +14,11 @@ enum nb_abi { NB_ABI = 2 };
 /* Own addresses of one endpoint that the spoof check knows. */
 #define NB_DEVICE_ADDRESSES 8
 
+/* Link-local addresses of an endpoint's bridge that it knows. */
+#define NB_DEVICE_RESERVED 4
+/* Link-local addresses an endpoint may take beside that of its MAC. */
+#define NB_LINK_LOCAL_CLAIMS 16
+
 /* An address of either family; IPv4 as v4-mapped (::ffff:a.b.c.d). Network byte order. */
 struct nb_address {
 	__u32 words[4];
@@ -70,7 +75,24 @@ struct nb_device {
 	/* The sandbox end's MAC; zero for an uplink. */
 	__u16 mac[3];
 	__u16 padding;
+	/* Endpoint only: ifindex of the bridge. */
+	__u32 link;
+	/* Used elements of reserved: link-local addresses that are the bridge's. */
+	__u32 reserved_count;
 	struct nb_address addresses[NB_DEVICE_ADDRESSES];
+	struct nb_address reserved[NB_DEVICE_RESERVED];
+};
+
+/* A link-local address on a link; or, on link 0, how many the device in the last word took. */
+struct nb_link_local_key {
+	__u32 link;
+	struct nb_address address;
+};
+
+struct nb_link_local {
+	/* ifindex of the endpoint's host end. */
+	__u32 owner;
+	__u32 claims;
 };
 
 /* What a program found in `devices`, for as long as the generation is the same. */
@@ -88,6 +110,8 @@ enum nb_drop {
 	NB_DROP_SPOOFED_NEIGHBOUR,
 	NB_DROP_UNREADABLE,
 	NB_DROP_REWRITE_FAILED,
+	/* Its checksum was to be written where its transport has none. */
+	NB_DROP_FALSE_OFFLOAD,
 	NB_DROP_COUNT,
 };
 
@@ -203,6 +227,8 @@ enum nb_event {
 	NB_PASS_OTHER_TUPLE,
 	NB_PASS_CACHE_FULL,
 	NB_PASS_UNJUDGED,
+	/* The route does more than forward. */
+	NB_PASS_ROUTE,
 	NB_EVENT_COUNT,
 };
 

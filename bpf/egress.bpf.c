@@ -12,15 +12,12 @@
 #include "lib/note.h"
 #include "lib/packet.h"
 #include "lib/presence.h"
+#include "lib/route.h"
 
 #define NB_BASE_LEASE 250000000U
 #define NB_LONGEST_LEASE 1000000000U
 /* A flow with fewer packets in its lease gets a longer one. */
 #define NB_BUSY_FLOW_PACKETS 32
-
-#define NB_AF_INET 2
-#define NB_AF_INET6 10
-#define NB_LARGEST_PACKET 65535
 
 /* 0, or what the kernel path did to the packet that the fast path can't do (enum nb_event). */
 static __always_inline int check_change(const struct nb_note *note, const struct nb_packet *packet,
@@ -37,36 +34,6 @@ static __always_inline int check_change(const struct nb_note *note, const struct
 	return 0;
 }
 
-/* The route's MTU, path MTU discovery included, if that is less than the device's. */
-static __always_inline __u32 path_mtu(struct __sk_buff *skb, const struct nb_note *note,
-				      const struct nb_packet *packet,
-				      const struct nb_device *device)
-{
-	struct bpf_fib_lookup query = {};
-	const struct nb_tuple *tuple = &packet->key.tuple;
-
-	query.l4_protocol = packet->key.protocol;
-	query.sport = tuple->source_port;
-	query.dport = tuple->destination_port;
-	query.ifindex = note->key.ifindex;
-	/* Too big for any route, so that the answer names what is allowed. */
-	query.tot_len = NB_LARGEST_PACKET;
-	if (packet->key.family == 4) {
-		query.family = NB_AF_INET;
-		query.ipv4_src = tuple->source.words[3];
-		query.ipv4_dst = tuple->destination.words[3];
-	} else {
-		query.family = NB_AF_INET6;
-		for (int i = 0; i < 4; i++) {
-			query.ipv6_src[i] = tuple->source.words[i];
-			query.ipv6_dst[i] = tuple->destination.words[i];
-		}
-	}
-	if (bpf_fib_lookup(skb, &query, sizeof(query), 0) != BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return device->mtu;
-	return query.mtu_result < device->mtu ? query.mtu_result : device->mtu;
-}
-
 static __always_inline void fill_path(struct nb_path *path, struct __sk_buff *skb,
 				      const struct nb_note *note, const struct nb_packet *packet,
 				      const struct nb_device *device)
@@ -79,13 +46,16 @@ static __always_inline void fill_path(struct nb_path *path, struct __sk_buff *sk
 	path->output_ifindex = skb->ifindex;
 	path->output_slot = device->slot;
 	path->output_endpoint = device->flags & NB_DEVICE_ENDPOINT;
-	path->mtu = path_mtu(skb, note, packet, device);
+	path->mtu = device->mtu;
 	path->address_difference =
 	    checksum_address_difference(&note->key.tuple, &packet->key.tuple);
 	path->port_difference = checksum_port_difference(&note->key.tuple, &packet->key.tuple);
 	path->mark = skb->mark;
 	path->priority = skb->priority;
 	path->ttl_decrement = note->ttl - packet->ttl;
+	/* What is bridged takes no route. */
+	if (path->ttl_decrement)
+		path->mtu = route_mtu(skb, packet->key.family, device->mtu);
 }
 
 static __always_inline bool same_path(const struct nb_path *a, const struct nb_path *b)
@@ -127,6 +97,8 @@ static __always_inline int store(struct __sk_buff *skb, const struct nb_note *no
 	if (!fresh)
 		return NB_PASS_CACHE_FULL;
 	fill_path(&fresh->path, skb, note, packet, device);
+	if (fresh->path.mtu == NB_ROUTE_UNKNOWN)
+		return NB_PASS_ROUTE;
 	fresh->packets = 0;
 	fresh->bytes = 0;
 	known = bpf_map_lookup_elem(&flows, &note->key);

@@ -8,6 +8,7 @@
 #include "lib/device.h"
 #include "lib/maps.h"
 #include "lib/note.h"
+#include "lib/offload.h"
 #include "lib/packet.h"
 #include "lib/presence.h"
 #include "lib/rewrite.h"
@@ -132,8 +133,8 @@ static __always_inline int pass_expired(struct __sk_buff *skb, const struct nb_p
 static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet *packet,
 				   struct nb_flow *flow, struct nb_device_counters *counters)
 {
-	__u32 bytes = skb->len;
 	int reason = check_flow(packet, flow);
+	__u32 bytes;
 
 	if (reason)
 		return pass(counters, reason);
@@ -145,6 +146,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet
 	default:
 		return drop(counters, NB_DROP_REWRITE_FAILED);
 	}
+	/* Without what was cut off: so it leaves. */
+	bytes = skb->len;
 	flow->lease_packets += 1;
 	flow->packets += 1;
 	flow->bytes += bytes;
@@ -222,6 +225,8 @@ int nb_ingress(struct __sk_buff *skb)
 		if (reason != NB_NOT_SPOOFED)
 			return drop(counters, reason);
 	}
+	if (device->flags & NB_DEVICE_ENDPOINT && !offload_is_harmless(skb))
+		return drop(counters, NB_DROP_FALSE_OFFLOAD);
 	if (!config->enabled || !(device->flags & NB_DEVICE_FAST_PATH))
 		return pass(counters, NB_PASS_DISABLED);
 	return fast_path(skb, counters, config, generation);

@@ -14,6 +14,7 @@ struct nb_events_map events SEC(".maps");
 struct nb_ports_map ports SEC(".maps");
 struct nb_port_connects_map port_connects SEC(".maps");
 struct nb_local_addresses_map local_addresses SEC(".maps");
+struct nb_link_locals_map link_locals SEC(".maps");
 struct nb_connect_results_map connect_results SEC(".maps");
 struct nb_peers_map peers SEC(".maps");
 struct nb_answers_map answers SEC(".maps");

@@ -136,6 +136,16 @@ struct nb_local_addresses_map {
 };
 extern struct nb_local_addresses_map local_addresses SEC(".maps");
 
+/* Whose link-local addresses are. See linklocal.h. */
+struct nb_link_locals_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct nb_link_local_key);
+	__type(value, struct nb_link_local);
+};
+extern struct nb_link_locals_map link_locals SEC(".maps");
+
 /* Counts by enum nb_connect_result. */
 struct nb_connect_results_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -36,6 +36,21 @@ enum nb_rewrite_result {
 };
 
 /*
+ * Cuts off what lies behind the IP packet, as the kernel path does (ip_rcv_core(), ip6_rcv_core()):
+ * a network card's padding of short frames, or whatever a sender put there. It would leave by
+ * devices whose MTU it exceeds.
+ */
+static __always_inline bool trim(struct __sk_buff *skb, const struct nb_packet *packet)
+{
+	__u32 length = sizeof(struct ethhdr) + packet->network_length;
+
+	if (skb->len == length)
+		return true;
+	/* Cutting takes segmentation offload away (bpf_skb_change_tail()). */
+	return !skb->gso_size && !bpf_skb_change_tail(skb, length, 0);
+}
+
+/*
  * The transport checksum. The helpers know what kind of checksum the packet carries: complete,
  * partial (to be finished by a device) or the sum a network card took.
  */
@@ -126,9 +141,12 @@ static __always_inline long rewrite_headers6(struct __sk_buff *skb, const struct
 static __always_inline enum nb_rewrite_result
 rewrite_packet(struct __sk_buff *skb, const struct nb_packet *packet, const struct nb_path *path)
 {
-	enum nb_rewrite_result result = rewrite_checksum(skb, packet, path);
+	enum nb_rewrite_result result;
 	long failed;
 
+	if (!trim(skb, packet))
+		return NB_UNTOUCHED;
+	result = rewrite_checksum(skb, packet, path);
 	if (result != NB_REWRITTEN)
 		return result;
 	/* The checksum lies behind all of this, so what is in front of it is writable by now. */

@@ -6,15 +6,23 @@
 #include <linux/icmpv6.h>
 #include "lib/address.h"
 #include "lib/cursor.h"
+#include "lib/extension.h"
+#include "lib/linklocal.h"
 #include "lib/packet.h"
 
 #define NB_NOT_SPOOFED -1
+/* ICMPv6 types and options of neighbour discovery, RFC 4861. */
+#define NB_ROUTER_SOLICITATION 133
+#define NB_ROUTER_ADVERTISEMENT 134
+#define NB_NEIGHBOUR_SOLICITATION 135
 #define NB_NEIGHBOUR_ADVERTISEMENT 136
-#define NB_NO_ICMPV6 0
+#define NB_SOURCE_MAC 1
+#define NB_TARGET_MAC 2
+/* Between a router advertisement's ICMPv6 header and its options. */
+#define NB_ROUTER_TIMES 8
+/* Options in a row that are followed. */
+#define NB_DISCOVERY_OPTIONS 16
 #define NB_VLAN_ID 0x0fff
-/* Extension headers in a row that are followed; RFC 8200 section 4.1 knows of no more. */
-#define NB_EXTENSION_HEADERS 8
-#define NB_FRAGMENT_OFFSET bpf_htons(0xfff8)
 
 /* ARP over Ethernet for IPv4, RFC 826. */
 struct nb_arp {
@@ -77,68 +85,70 @@ static __always_inline int spoofed_ipv4(struct cursor *cursor, const struct nb_d
 	return device_has_address(device, &source) ? NB_NOT_SPOOFED : NB_DROP_SPOOFED_IPV4;
 }
 
-static __always_inline bool is_link_local(const struct nb_address *address)
+static __always_inline bool owns_address(__u32 ifindex, const struct nb_device *device,
+					 const struct nb_address *address)
 {
-	return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+	return is_link_local(address) ? owns_link_local(ifindex, device, address)
+				      : device_has_address(device, address);
 }
 
-/* The beginning of a hop-by-hop, routing, destination options or fragment header, RFC 8200. */
-struct nb_extension {
-	__u8 next;
-	/* In units of 8 bytes, the first left out; a fragment header has none. */
+/* The beginning of an option of neighbour discovery, RFC 4861 section 4.6. */
+struct nb_discovery_option {
+	__u8 type;
+	/* In units of 8 bytes. */
 	__u8 length;
-	__be16 fragment_offset;
+	__u16 mac[3];
 };
 
-/*
- * Offset of the ICMPv6 header, NB_NO_ICMPV6, or -1 if the packet can't be followed to its payload.
- * Receivers heed neighbour discovery behind any extension header but a fragment's (RFC 6980). The
- * headers' lengths vary, so they are read by a helper, which checks bounds as the cursor does.
- */
-static __always_inline int find_icmpv6(struct __sk_buff *skb, __u8 next)
+/* Whether the MAC addresses that the message tells its receivers are the sender's. */
+static __always_inline int spoofed_options(struct __sk_buff *skb, __u32 offset, __u32 end,
+					   const struct nb_device *device)
 {
-	__u32 offset = sizeof(struct ethhdr) + sizeof(struct ipv6hdr);
-	struct nb_extension extension;
+	struct nb_discovery_option option;
 
-	for (__u32 i = 0; i < NB_EXTENSION_HEADERS; i++) {
-		if (next == IPPROTO_ICMPV6)
-			return offset;
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
-			return NB_NO_ICMPV6;
-		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
-			return -1;
-		if (next == IPPROTO_FRAGMENT) {
-			if (extension.fragment_offset & NB_FRAGMENT_OFFSET)
-				return NB_NO_ICMPV6;
-			offset += 8;
-		} else {
-			offset += (extension.length + 1) * 8;
-		}
-		next = extension.next;
+	for (__u32 i = 0; i < NB_DISCOVERY_OPTIONS; i++) {
+		if (offset + sizeof(option) > end)
+			return NB_NOT_SPOOFED;
+		if (bpf_skb_load_bytes(skb, offset, &option, sizeof(option)) || !option.length)
+			return NB_DROP_UNREADABLE;
+		if ((option.type == NB_SOURCE_MAC || option.type == NB_TARGET_MAC) &&
+		    !device_has_mac(device, option.mac))
+			return NB_DROP_SPOOFED_NEIGHBOUR;
+		offset += option.length * 8;
 	}
-	return -1;
+	return NB_DROP_UNREADABLE;
 }
 
-static __always_inline int spoofed_advertisement(struct __sk_buff *skb, __u8 next,
-						 const struct nb_device *device)
+/* `end` is where the packet ends. */
+static __always_inline int spoofed_discovery(struct __sk_buff *skb, __u8 next, __u32 end,
+					     const struct nb_address *source,
+					     const struct nb_device *device)
 {
-	int offset = find_icmpv6(skb, next);
+	struct nb_payload payload;
 	struct nb_address target;
 	__u8 type;
 
-	if (offset == NB_NO_ICMPV6)
-		return NB_NOT_SPOOFED;
-	if (offset < 0)
+	if (!find_payload(skb, next, &payload))
 		return NB_DROP_UNREADABLE;
-	if (bpf_skb_load_bytes(skb, offset, &type, sizeof(type)) ||
-	    type != NB_NEIGHBOUR_ADVERTISEMENT)
+	/* Receivers heed it behind any extension header but a fragment's (RFC 6980). */
+	if (payload.protocol != IPPROTO_ICMPV6 || payload.later)
 		return NB_NOT_SPOOFED;
-	if (bpf_skb_load_bytes(skb, offset + sizeof(struct icmp6hdr), &target, sizeof(target)))
+	if (bpf_skb_load_bytes(skb, payload.offset, &type, sizeof(type)))
+		return NB_NOT_SPOOFED;
+	payload.offset += sizeof(struct icmp6hdr);
+	if (type == NB_ROUTER_SOLICITATION)
+		return spoofed_options(skb, payload.offset, end, device);
+	if (type == NB_ROUTER_ADVERTISEMENT)
+		return spoofed_options(skb, payload.offset + NB_ROUTER_TIMES, end, device);
+	if (type != NB_NEIGHBOUR_SOLICITATION && type != NB_NEIGHBOUR_ADVERTISEMENT)
+		return NB_NOT_SPOOFED;
+	if (bpf_skb_load_bytes(skb, payload.offset, &target, sizeof(target)))
 		return NB_DROP_UNREADABLE;
-	return is_link_local(&target) || device_has_address(device, &target)
-		   ? NB_NOT_SPOOFED
-		   : NB_DROP_SPOOFED_NEIGHBOUR;
+	/* Who solicits without an address is about to take the target for its own (RFC 4862). */
+	if ((type == NB_NEIGHBOUR_ADVERTISEMENT || address_is_zero(source)) &&
+	    !owns_address(skb->ifindex, device, &target))
+		return NB_DROP_SPOOFED_NEIGHBOUR;
+	return spoofed_options(skb, payload.offset + sizeof(target), end, device);
 }
 
 static __always_inline int spoofed_ipv6(struct __sk_buff *skb, struct cursor *cursor,
@@ -146,15 +156,19 @@ static __always_inline int spoofed_ipv6(struct __sk_buff *skb, struct cursor *cu
 {
 	struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
 	struct nb_address source;
+	__u32 end;
 
 	if (!ip)
 		return NB_DROP_UNREADABLE;
 	address_from_v6(&source, ip->saddr.in6_u.u6_addr32);
-	/* Link-local addresses are the sandbox's own choice; :: is duplicate address detection. */
-	if (!is_link_local(&source) && !address_is_zero(&source) &&
-	    !device_has_address(device, &source))
+	end = sizeof(struct ethhdr) + sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	/* ip6_rcv_core() takes all there is for a jumbogram's. */
+	if (!ip->payload_len)
+		end = skb->len;
+	/* :: is that of duplicate address detection. */
+	if (!address_is_zero(&source) && !owns_address(skb->ifindex, device, &source))
 		return NB_DROP_SPOOFED_IPV6;
-	return spoofed_advertisement(skb, ip->nexthdr, device);
+	return spoofed_discovery(skb, ip->nexthdr, end, &source, device);
 }
 
 /* NB_NOT_SPOOFED, or the reason to drop the frame (enum nb_drop). */

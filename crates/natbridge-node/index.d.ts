@@ -106,6 +106,8 @@ export interface DeviceSpec {
   mtu: number
   mac: string
   addresses: Array<string>
+  link: number
+  reserved: Array<string>
   spoofCheck: boolean
   fastPath: boolean
 }
@@ -222,6 +224,20 @@ export interface FlowTuple {
   destinationPort: number
 }
 
+/**
+ * Programs of others on these devices, after natbridge's own took their places again. When they
+ * change, all leases end at once and the listener of `watchHost` hears of it.
+ */
+export declare function followPrograms(ifindexes: Array<number>): Promise<Array<ForeignProgram>>
+
+export interface ForeignProgram {
+  ifindex: number
+  hook: 'ingress' | 'egress' | 'xdp'
+  id: number
+  name: string
+  hinders: boolean
+}
+
 export interface ForeignRuleset {
   nft: string
   legacy: string
@@ -233,7 +249,7 @@ export interface ForwardAccept {
 }
 
 export interface HostEvent {
-  kind: 'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'elements' | 'overrun'
+  kind: 'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'elements' | 'program' | 'overrun'
   ifindex: number
   removed: boolean
 }

@@ -773,7 +773,7 @@ if (
   }
 }
 
-const { acceptVerdict, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFirewall, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, renewVerdict, resolvePid, rulesSeen, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, verdictStands, watchHost, writeSysctl } = nativeBinding
+const { acceptVerdict, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, followPrograms, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFirewall, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, renewVerdict, resolvePid, rulesSeen, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, verdictStands, watchHost, writeSysctl } = nativeBinding
 export { acceptVerdict }
 export { applyFirewall }
 export { bumpGeneration }
@@ -789,6 +789,7 @@ export { ensureEndpoint }
 export { ensureForwardAccepts }
 export { fastPathCounters }
 export { fastPathEnabled }
+export { followPrograms }
 export { hostNamespace }
 export { inspectSandbox }
 export { kernelFeatures }

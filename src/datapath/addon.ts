@@ -143,6 +143,7 @@ class AddonDatapath implements Datapath {
   setDevice = (spec: DeviceSpec) => later(() => this.#native.setDevice(spec));
   removeDevice = (ifindex: number) => later(() => this.#native.removeDevice(ifindex));
   listDevices = () => later(() => this.#native.listDevices());
+  followPrograms = (ifindexes: number[]) => later(() => this.#native.followPrograms(ifindexes));
   setPorts = (ports: PortEntry[]) => later(() => this.#native.setPorts(ports));
   setLocalAddresses = (addresses: string[]) =>
     later(() => this.#native.setLocalAddresses(addresses));

@@ -19,6 +19,7 @@ import type {
   FirewallElement,
   FirewallSpec,
   FlowInfo,
+  ForeignProgram,
   ForwardAccept,
   HostEvent,
   KernelFeatures,
@@ -87,6 +88,7 @@ export class FakeDatapath implements Datapath {
   /** What the kernel says its table holds: whatever a test wants it to say. */
   held: FirewallElement[] = [];
   conntrack: ConntrackEntry[] = [];
+  foreignPrograms: ForeignProgram[] = [];
   packetRouting: string[] = [];
   #foreign = { nft: '{"nftables":[]}', legacy: "" };
   #xfrmPolicies = 0;
@@ -406,6 +408,11 @@ export class FakeDatapath implements Datapath {
 
   async listDevices(): Promise<DeviceSpec[]> {
     return [...this.devices.values()];
+  }
+
+  async followPrograms(ifindexes: number[]): Promise<ForeignProgram[]> {
+    this.#mayFail("followPrograms");
+    return this.foreignPrograms.filter(({ ifindex }) => ifindexes.includes(ifindex));
   }
 
   async setPorts(ports: PortEntry[]): Promise<void> {

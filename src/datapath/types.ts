@@ -114,8 +114,17 @@ export interface SandboxInterface {
 
 /** Something of the host changed; several changes of one kind may arrive as one event. */
 export interface HostEvent {
-  /** `elements`: of natbridge's own table; `overrun`: notifications were lost. */
-  kind: "link" | "address" | "route" | "neighbour" | "qdisc" | "ruleset" | "elements" | "overrun";
+  /** `elements`: of natbridge's own table; `program`: others' eBPF; `overrun`: notifications were lost. */
+  kind:
+    | "link"
+    | "address"
+    | "route"
+    | "neighbour"
+    | "qdisc"
+    | "ruleset"
+    | "elements"
+    | "program"
+    | "overrun";
   /** For link and address events: the device; 0 otherwise. */
   ifindex: number;
   removed: boolean;
@@ -257,7 +266,14 @@ export interface DeviceSpec {
   mac: string;
   /** Endpoint only: the addresses its frames may bear, without prefix, its own first; 8 at most. */
   addresses: string[];
-  /** Drop packets whose source is none of these addresses. */
+  /** Endpoint only: ifindex of its bridge; 0 for an uplink. */
+  link: number;
+  /** Endpoint only: link-local addresses that are the bridge's; 4 at most. */
+  reserved: string[];
+  /**
+   * Drop packets whose source is none of these addresses, nor a link-local one of its own: that of
+   * its MAC, and those it was the first to use.
+   */
   spoofCheck: boolean;
   /** Learn and use cached flows on it. */
   fastPath: boolean;
@@ -314,6 +330,17 @@ export interface ProgramInfo {
   runTimeSeconds: number;
   runCount: number;
   attached: string[];
+}
+
+/** Somebody else's eBPF program on a device. */
+export interface ForeignProgram {
+  ifindex: number;
+  hook: "ingress" | "egress" | "xdp";
+  id: number;
+  /** Empty if it was gone before it could be asked. */
+  name: string;
+  /** It would not see the packets of cached flows, or changes them before they are learned. */
+  hinders: boolean;
 }
 
 /** A cached flow, as the fast path holds it now. */
@@ -398,6 +425,11 @@ export interface Datapath {
   setDevice(spec: DeviceSpec): Promise<void>;
   removeDevice(ifindex: number): Promise<void>;
   listDevices(): Promise<DeviceSpec[]>;
+  /**
+   * Programs of others on these devices, after natbridge's own took their places again among them.
+   * From then on a change of them ends all leases, and `watchHost` tells of it as `program`.
+   */
+  followPrograms(ifindexes: number[]): Promise<ForeignProgram[]>;
   /** Makes the connect hook's ports exactly these. */
   setPorts(ports: PortEntry[]): Promise<void>;
   /** Makes the host's own addresses, loopback left out, exactly these. */

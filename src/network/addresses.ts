@@ -175,3 +175,19 @@ export function macFromAddress(address: Address): string {
   const bytes = [0x02, 0x42, low >>> 24, (low >>> 16) & 0xff, (low >>> 8) & 0xff, low & 0xff];
   return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(":");
 }
+
+/** The link-local address a device with this MAC gives itself (RFC 4291, appendix A). */
+export function linkLocalOf(mac: string): string {
+  const [a = 0, b = 0, c = 0, ...rest] = mac.split(":").map((byte) => Number.parseInt(byte, 16));
+  const value = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, ...rest].reduce(
+    (sum, byte) => (sum << 8n) | BigInt(byte),
+    0n,
+  );
+  return addressFrom("ipv6", value).text;
+}
+
+/** fe80::/10 */
+export const isLinkLocal = (text: string): boolean => {
+  const address = parseAddress(text);
+  return address?.family === "ipv6" && address.value >> 118n === 0x3fan;
+};

@@ -38,7 +38,8 @@ export class Devices {
       const link = byName.get(endpoint.hostInterface);
       const { bridge, fastPath } = state.network.expect(endpoint.networkId);
       if (!link) return [];
-      const spec = endpointDevice(state, endpoint, link.ifindex, fastPath !== "off");
+      const master = byName.get(bridge ?? "");
+      const spec = endpointDevice(state, endpoint, link.ifindex, master, fastPath !== "off");
       return [{ spec, names: [link.name, bridge ?? ""] }];
     });
     const others = uplinks.map(
@@ -49,6 +50,8 @@ export class Devices {
           mtu: link.mtu,
           mac: "",
           addresses: [],
+          link: 0,
+          reserved: [],
           spoofCheck: false,
           fastPath: true,
         },

@@ -46,8 +46,23 @@ export const servedAddresses = (links: LinkInfo[]): string[] => [
   ...new Set(localAddresses(links).filter((address) => !isLoopback(addressOf(address)))),
 ];
 
+/** Nothing but their own authors knows what they do: what cached packets would not meet, hinders. */
+async function programs(datapath: Datapath, links: LinkInfo[]): Promise<Hindrance[]> {
+  const names = new Map(
+    links.filter(({ ethernet }) => ethernet).map(({ ifindex, name }) => [ifindex, name]),
+  );
+  const found = await datapath.followPrograms([...names.keys()]);
+  return found
+    .filter(({ hinders }) => hinders)
+    .map(({ ifindex, hook, id, name }) => ({
+      where: names.get(ifindex) ?? "host",
+      reason: `the eBPF program ${name || "without a name"} (id ${id}) on its ${hook} hook must see every packet`,
+      rule: null,
+    }));
+}
+
 /**
- * Reads the host's rules, queueing disciplines and IPsec policies.
+ * Reads the host's rules, queueing disciplines, eBPF programs of others and IPsec policies.
  *
  * @throws DatapathError or Error if any of it can't be read.
  */
@@ -61,7 +76,11 @@ export async function readPolicy(
     datapath.listPacketRouting(),
   ]);
   const addresses = servedAddresses(links);
-  const hindrances: Hindrance[] = [...queueing(links), ...findMeters(foreign)];
+  const hindrances: Hindrance[] = [
+    ...queueing(links),
+    ...findMeters(foreign),
+    ...(await programs(datapath, links)),
+  ];
   for (const rule of routing)
     hindrances.push({ where: "host", rule, reason: "it routes packets of one connection apart" });
   if (ipsec > 0)

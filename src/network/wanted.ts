@@ -7,10 +7,18 @@ import type {
   Family,
   FirewallPort,
   FirewallSpec,
+  LinkInfo,
   PortEntry,
 } from "../datapath/types.ts";
 import type { HolderBinding } from "../holder/types.ts";
-import { addressOf, familyOf, isLoopback, withoutPrefix } from "./addresses.ts";
+import {
+  addressOf,
+  familyOf,
+  isLinkLocal,
+  isLoopback,
+  linkLocalOf,
+  withoutPrefix,
+} from "./addresses.ts";
 import type { BridgeFiltering } from "./host.ts";
 import type { EndpointRecord, NetworkRecord, PortRecord } from "./records.ts";
 import type { State } from "./state.ts";
@@ -68,15 +76,27 @@ function sourcesOf(state: State, endpoint: EndpointRecord): string[] {
     .slice(0, deviceAddresses);
 }
 
-/** What the programs must know of an endpoint's host end. */
+/** Link-local addresses they know of an endpoint's bridge (NB_DEVICE_RESERVED in bpf/abi.h). */
+const reservedAddresses = 4;
+
+/** Those the bridge has, and the one of its MAC, which it gets when its first port is up. */
+function reservedOf(bridge: LinkInfo): string[] {
+  const own = bridge.addresses.map(withoutPrefix).filter(isLinkLocal);
+  return [...new Set([linkLocalOf(bridge.mac), ...own])].slice(0, reservedAddresses);
+}
+
+/** What the programs must know of an endpoint's host end, a port of `bridge`. */
 export function endpointDevice(
   state: State,
   endpoint: EndpointRecord,
   ifindex: number,
+  bridge: LinkInfo | undefined,
   fastPath: boolean,
 ): DeviceSpec {
   return {
     ifindex,
+    link: bridge?.ifindex ?? 0,
+    reserved: bridge ? reservedOf(bridge) : [],
     role: "endpoint",
     mtu: endpoint.mtu,
     mac: endpoint.mac,

@@ -2,6 +2,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { DatapathStatus } from "../../src/network/datapath-status.ts";
+import { edgeScenarios } from "./edge-scenarios.ts";
 import { fieldScenarios } from "./field-scenarios.ts";
 import { scenarios, setUp } from "./scenarios.ts";
 import { tableScenarios } from "./table-scenarios.ts";
@@ -18,7 +19,8 @@ export function runScenarios(options: TopologyOptions): void {
     await topology.startDaemon();
     await setUp(topology);
   });
-  for (const scenario of [...scenarios, ...fieldScenarios, ...tableScenarios])
+  const all = [...scenarios, ...fieldScenarios, ...edgeScenarios, ...tableScenarios];
+  for (const scenario of all)
     test(scenario.name, async () => {
       if (topology === null) throw new Error("there is no topology");
       await scenario.run(topology);

@@ -22,6 +22,7 @@ import type { ProbeAnswer } from "./probe.ts";
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const probe = join(root, "test/e2e/probe.ts");
 const flows = join(root, "test/e2e/flows.ts");
+const datagrams = join(root, "test/e2e/datagrams.ts");
 const deno = join(root, "node_modules/.bin/deno");
 const prefix = "nbt";
 
@@ -325,6 +326,11 @@ export class Topology {
   /** Paced, checked, long-lived traffic: words as `flows.ts` takes them. */
   flow(from: string, words: string[]): Promise<FlowAnswer> {
     return this.#ask<FlowAnswer>(from, flows, words);
+  }
+
+  /** Datagrams of two sizes: words as `datagrams.ts` takes them. */
+  datagrams(from: string, words: string[]): Promise<unknown> {
+    return this.#ask(from, datagrams, words);
   }
 
   /** Starts a shell line that ends with the topology. */

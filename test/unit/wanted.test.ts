@@ -52,7 +52,7 @@ test("frames of a sandbox's endpoint may bear its other endpoints' addresses, it
   const sourcesOf = (name: string) => {
     const endpoint = state.endpoint.named(name);
     assert.ok(endpoint);
-    return endpointDevice(state, endpoint, 1, true).addresses;
+    return endpointDevice(state, endpoint, 1, undefined, true).addresses;
   };
   assert.equal(sourcesOf("dual"), ["172.32.0.2", "fd32::2", "10.4.0.3"]);
   assert.equal(sourcesOf("second"), ["10.4.0.3", "172.32.0.2", "fd32::2"]);

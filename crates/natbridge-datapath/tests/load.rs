@@ -20,6 +20,8 @@ fn uplink(name: &str) -> DeviceSpec {
         mtu: 1500,
         mac: [0; 6],
         addresses: Vec::new(),
+        link: 0,
+        reserved: Vec::new(),
         spoof_check: false,
         fast_path: true,
     }

@@ -18,6 +18,9 @@ const REDIRECT: i32 = 7;
 
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const SANDBOX_MAC: [u8; 6] = [2, 0x42, 0, 0, 0, 9];
+/// Where the endpoint's bridge would be, and its address.
+const LINK: u32 = 77;
+const BRIDGE_LINK_LOCAL: &str = "fe80::8";
 const BRIDGE_MAC: [u8; 6] = [2, 0x42, 0, 0, 0, 8];
 
 /// Devices `up0` (uplink) and `hv0` (endpoint), and loaded programs.
@@ -68,6 +71,12 @@ impl Bench {
                 mtu: 1500,
                 mac: if endpoint { OWN_MAC } else { [0; 6] },
                 addresses,
+                link: if endpoint { LINK } else { 0 },
+                reserved: if endpoint {
+                    vec![BRIDGE_LINK_LOCAL.parse().unwrap()]
+                } else {
+                    Vec::new()
+                },
                 spoof_check: endpoint,
                 fast_path,
             };
@@ -620,6 +629,41 @@ fn gso_packets_whose_segments_fit_are_fast() {
 }
 
 #[test]
+fn what_lies_behind_the_ip_packet_is_cut_off() {
+    let bench = Bench::new();
+    for protocol in [TCP, UDP] {
+        // A short frame as network cards pad it, and as much as an Ethernet frame of 1500 takes.
+        for (payload, trailer) in [(0, 6), (20, 1), (64, 1390)] {
+            for (mut packet, mut result) in published(protocol) {
+                packet.payload = vec![7; payload];
+                result.payload.clone_from(&packet.payload);
+                let mut flow = flow_to(&bench, &packet, &result, bench.endpoint);
+                flow.path.mtu = 1300;
+                let key = key_of(&packet, bench.uplink);
+                bench.plant(&key, &flow);
+                let mut frame = packet.bytes();
+                frame.resize(frame.len() + trailer, 0xee);
+                let (action, out) = bench.ingress(bench.uplink, &frame, 0);
+                assert_eq!((action, out), (REDIRECT, result.bytes()), "{packet:?} {trailer}");
+                let bytes = bench.flows.get(&key).unwrap().unwrap().bytes;
+                assert_eq!(bytes, result.bytes().len() as u64, "{packet:?} {trailer}");
+            }
+        }
+    }
+    for (mut packet, mut result) in published(TCP) {
+        packet.payload = vec![7; 2800];
+        result.payload.clone_from(&packet.payload);
+        let flow = flow_to(&bench, &packet, &result, bench.endpoint);
+        bench.plant(&key_of(&packet, bench.uplink), &flow);
+        let mut frame = packet.bytes();
+        frame.push(0);
+        let before = bench.event("not_writable");
+        assert_eq!(bench.ingress(bench.uplink, &frame, 1400), (NEXT, frame));
+        assert_eq!(bench.event("not_writable"), before + 1, "segments would not be cut any more");
+    }
+}
+
+#[test]
 fn fin_and_rst_forget_both_directions() {
     let bench = Bench::new();
     for flags in [0x11, 0x14, 0x04, 0x01] {
@@ -697,6 +741,8 @@ fn a_changed_device_is_noticed_by_the_next_packet() {
         mtu: 1500,
         mac: OWN_MAC,
         addresses: vec!["10.9.0.3".parse().unwrap()],
+        link: 0,
+        reserved: Vec::new(),
         spoof_check: true,
         fast_path: true,
     };
@@ -836,6 +882,156 @@ fn spoofed_sources_are_dropped_and_own_ones_are_not() {
     let router = DeviceSpec { spoof_check: false, ..endpoint };
     bench.loaded.fast_path.set_device(&router).unwrap();
     assert_eq!(bench.ingress(bench.endpoint, &udp("10.9.0.3"), 0).0, NEXT);
+}
+
+/// An ICMPv6 message of 24 bytes with options: type, length in units of 8 bytes, MAC.
+fn with_options(message: &[u8], options: &[(u8, u8, [u8; 6])]) -> Vec<u8> {
+    let mut bytes = message.to_vec();
+    for (kind, length, mac) in options {
+        bytes.extend([*kind, *length]);
+        bytes.extend(mac);
+        bytes.resize(bytes.len() + usize::from(length.saturating_sub(1)) * 8, 0);
+    }
+    let length = u16::try_from(bytes.len() - 54).unwrap();
+    bytes[18..20].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// Of the bench's endpoint, which follows from its MAC.
+const OWN_LINK_LOCAL: &str = "fe80::ff:fe00:2";
+
+#[test]
+fn neighbour_discovery_tells_of_nobody_else() {
+    let bench = Bench::new();
+    let solicit = |source: &str| icmp6(source, 135, "fd00:9::1");
+    let advertise = icmp6(OWN_LINK_LOCAL, 136, OWN_LINK_LOCAL);
+    let (source, target, nonce) = (1, 2, 14);
+    let ours = |kind: u8| (kind, 1, OWN_MAC);
+    let bridges = |kind: u8| (kind, 1, BRIDGE_MAC);
+    let many = vec![(nonce, 1, [0; 6]); 16];
+    let cases: Vec<(&str, Vec<u8>, Option<&str>)> = vec![
+        ("own", with_options(&solicit(OWN_LINK_LOCAL), &[ours(source)]), None),
+        ("own global", with_options(&solicit("fd00:9::2"), &[ours(source)]), None),
+        ("own, advertised", with_options(&advertise, &[(nonce, 2, [0; 6]), ours(target)]), None),
+        (
+            "the bridge's address at one's own MAC",
+            with_options(&solicit(BRIDGE_LINK_LOCAL), &[ours(source)]),
+            Some("spoofed_source_ipv6"),
+        ),
+        (
+            "it behind options",
+            extended(&with_options(&solicit(BRIDGE_LINK_LOCAL), &[ours(source)]), &[(60, 0)]),
+            Some("spoofed_source_ipv6"),
+        ),
+        (
+            "the bridge's address advertised",
+            icmp6(OWN_LINK_LOCAL, 136, BRIDGE_LINK_LOCAL),
+            Some("spoofed_neighbour"),
+        ),
+        ("it probed for", icmp6("::", 135, BRIDGE_LINK_LOCAL), Some("spoofed_neighbour")),
+        ("a neighbour's probed for", icmp6("::", 135, "fd00:9::3"), Some("spoofed_neighbour")),
+        ("own probed for", icmp6("::", 135, OWN_LINK_LOCAL), None),
+        (
+            "another's MAC for one's own address",
+            with_options(&solicit(OWN_LINK_LOCAL), &[bridges(source)]),
+            Some("spoofed_neighbour"),
+        ),
+        (
+            "it behind a true one",
+            with_options(&advertise, &[ours(target), (nonce, 3, [0; 6]), bridges(target)]),
+            Some("spoofed_neighbour"),
+        ),
+        (
+            "it in a router solicitation",
+            with_options(&icmp6(OWN_LINK_LOCAL, 133, "::")[..62], &[bridges(source)]),
+            Some("spoofed_neighbour"),
+        ),
+        (
+            "it in a router advertisement",
+            with_options(&icmp6(OWN_LINK_LOCAL, 134, "::")[..70], &[bridges(source)]),
+            Some("spoofed_neighbour"),
+        ),
+        (
+            "own in a router advertisement",
+            with_options(&icmp6(OWN_LINK_LOCAL, 134, "::")[..70], &[ours(source)]),
+            None,
+        ),
+        (
+            "an option without length",
+            with_options(&advertise, &[(nonce, 0, [0; 6])]),
+            Some("unreadable"),
+        ),
+        ("more options than are read", with_options(&advertise, &many), Some("unreadable")),
+        (
+            "what lies behind the packet is no option",
+            [advertise.clone(), vec![target, 1, 9, 9, 9, 9, 9, 9]].concat(),
+            None,
+        ),
+        (
+            "but it is where its length is left out",
+            {
+                let lie = with_options(&advertise, &[bridges(target)]);
+                let mut bytes = extended(&lie, &[(0, 0)]);
+                bytes[18..20].fill(0);
+                bytes
+            },
+            Some("spoofed_neighbour"),
+        ),
+    ];
+    for (name, bytes, reason) in cases {
+        let before = reason.map(|reason| bench.drops(reason));
+        let (action, _) = bench.ingress(bench.endpoint, &bytes, 0);
+        assert_eq!(action, if reason.is_some() { DROP } else { NEXT }, "{name}");
+        let after = reason.map(|reason| bench.drops(reason));
+        assert_eq!(after, before.map(|count| count + 1), "{name}");
+    }
+}
+
+#[test]
+fn link_local_addresses_are_kept_by_who_has_them() {
+    let bench = Bench::new();
+    let sibling = ifindex("hv1");
+    let endpoint_of = |ifindex: u32, mac: [u8; 6]| DeviceSpec {
+        ifindex,
+        role: DeviceRole::Endpoint,
+        mtu: 1500,
+        mac,
+        addresses: Vec::new(),
+        link: LINK,
+        reserved: Vec::new(),
+        spoof_check: true,
+        fast_path: true,
+    };
+    let set = |spec: DeviceSpec| bench.loaded.fast_path.set_device(&spec).unwrap();
+    let uses = |device: u32, mac: [u8; 6], address: &str| {
+        let packet = Packet { source_mac: mac, ..Packet::new(UDP, address, "ff02::1") };
+        bench.ingress(device, &packet.bytes(), 0).0 == NEXT
+    };
+    let own = |address: &str| uses(bench.endpoint, OWN_MAC, address);
+    let siblings = |address: &str| uses(sibling, BRIDGE_MAC, address);
+    // It takes the one of a MAC that nobody has yet, and loses it to who gets that MAC.
+    let of_sibling = "fe80::42:ff:fe00:8";
+    assert!(own(of_sibling));
+    set(endpoint_of(sibling, BRIDGE_MAC));
+    assert!(!own(of_sibling));
+    assert!(siblings(of_sibling) && !siblings(OWN_LINK_LOCAL));
+    assert!(own(OWN_LINK_LOCAL));
+    // Others belong to who comes first.
+    assert!(own("fe80::1234") && !siblings("fe80::1234") && own("fe80::1234"));
+    assert!(siblings("fe80::1") && !own("fe80::1"));
+    // On another link it is another address.
+    set(DeviceSpec { link: LINK + 1, ..endpoint_of(sibling, BRIDGE_MAC) });
+    assert!(siblings("fe80::1234"));
+    set(endpoint_of(sibling, BRIDGE_MAC));
+    assert!(!siblings("fe80::1234"));
+    // They are not without number, and a sandbox that takes too many keeps what it has.
+    let taken = (0..40).filter(|i| own(&format!("fe80::99:{i:x}"))).count();
+    assert_eq!(taken, 14, "of 16 two were taken before");
+    assert!(own("fe80::1234") && own(OWN_LINK_LOCAL) && own("fe80::99:3"));
+    assert!(siblings("fe80::99:20"));
+    // What is gone has none.
+    bench.loaded.fast_path.remove_device(bench.endpoint).unwrap();
+    assert!(siblings("fe80::1234") && siblings("fe80::99:3"));
 }
 
 #[test]

@@ -18,7 +18,7 @@ const VERDICT_LEASE: Duration = Duration::from_secs(4);
 
 static LOADED: Mutex<Option<Arc<FastPath>>> = Mutex::new(None);
 
-fn loaded() -> MutexGuard<'static, Option<Arc<FastPath>>> {
+pub fn loaded() -> MutexGuard<'static, Option<Arc<FastPath>>> {
     // Only ever replaced whole, so a panic elsewhere leaves it usable.
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -44,7 +44,7 @@ fn fast_path() -> napi::Result<Arc<FastPath>> {
 }
 
 /// Runs blocking work with the loaded fast path.
-async fn with<T: Send + 'static>(
+pub async fn with<T: Send + 'static>(
     work: impl FnOnce(&FastPath) -> natbridge_datapath::Result<T> + Send + 'static,
 ) -> napi::Result<T> {
     let fast_path = fast_path()?;
@@ -172,6 +172,8 @@ pub struct DeviceSpec {
     pub mtu: u32,
     pub mac: String,
     pub addresses: Vec<String>,
+    pub link: u32,
+    pub reserved: Vec<String>,
     pub spoof_check: bool,
     pub fast_path: bool,
 }
@@ -195,6 +197,17 @@ impl TryFrom<DeviceSpec> for fastpath::DeviceSpec {
                 DeviceRole::Uplink => [0; 6],
             },
             addresses: addresses.collect::<natbridge_datapath::Result<_>>()?,
+            link: spec.link,
+            reserved: spec
+                .reserved
+                .iter()
+                .map(|text| match parse_address("reserved", text)? {
+                    IpAddr::V6(address) => Ok(address),
+                    IpAddr::V4(_) => {
+                        Err(invalid(format!("reserved \"{text}\" is no IPv6 address")))
+                    }
+                })
+                .collect::<natbridge_datapath::Result<_>>()?,
             spoof_check: spec.spoof_check,
             fast_path: spec.fast_path,
         })
@@ -213,6 +226,8 @@ impl From<fastpath::DeviceSpec> for DeviceSpec {
             mtu: spec.mtu,
             mac: mac_text(spec.mac),
             addresses: spec.addresses.iter().map(ToString::to_string).collect(),
+            link: spec.link,
+            reserved: spec.reserved.iter().map(ToString::to_string).collect(),
             spoof_check: spec.spoof_check,
             fast_path: spec.fast_path,
         }

@@ -1,6 +1,6 @@
 //! Conversions for `natbridge_datapath::host`, and the one watch of the process.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::bindgen_prelude::Function;
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
@@ -11,6 +11,7 @@ use crate::blocking::{change, run};
 use crate::error::to_napi;
 use crate::fastpath::{bump_generation_if_loaded, rules_changed_if_loaded};
 use crate::firewall::keep;
+use crate::programs::set_listener;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
@@ -247,7 +248,7 @@ impl From<host::ResolvedPid> for ResolvedPid {
 #[napi(object)]
 pub struct HostEvent {
     #[napi(
-        ts_type = "'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'elements' | 'overrun'"
+        ts_type = "'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'elements' | 'program' | 'overrun'"
     )]
     pub kind: String,
     pub ifindex: u32,
@@ -433,6 +434,11 @@ pub async fn resolve_pid(pid: u32) -> napi::Result<ResolvedPid> {
 pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
     let listener =
         listener.build_threadsafe_function().weak::<true>().callee_handled::<false>().build()?;
+    let listener = Arc::new(listener);
+    let of_programs = Arc::clone(&listener);
+    set_listener(Some(Arc::new(move |event| {
+        of_programs.call(event, ThreadsafeFunctionCallMode::NonBlocking);
+    })));
     let watch = Watch::start(hear, move |events| {
         for event in events {
             listener.call(event.into(), ThreadsafeFunctionCallMode::NonBlocking);
@@ -447,6 +453,7 @@ pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
 /// Ends `watchHost`.
 #[napi(catch_unwind)]
 pub fn stop_watching() {
+    set_listener(None);
     set_watch(None);
     let _ = keep(false);
 }

@@ -11,3 +11,4 @@ mod error;
 mod fastpath;
 mod firewall;
 mod host;
+mod programs;

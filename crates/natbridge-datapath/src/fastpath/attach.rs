@@ -26,8 +26,15 @@ pub enum Mechanism {
     Clsact,
 }
 
-/// A side of a device.
+/// Among the programs of a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    First,
+    Last,
+}
+
+/// A side of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
     Ingress,
     Egress,
@@ -42,6 +49,23 @@ impl Side {
         match self {
             Self::Ingress => "nb_ingress",
             Self::Egress => "nb_egress",
+        }
+    }
+
+    /// Ingress sends packets on that nobody behind it would see. Egress looks at what the host's
+    /// stack made of them, before somebody else changes it again.
+    pub fn place(self) -> Place {
+        match self {
+            Self::Ingress => Place::Last,
+            Self::Egress => Place::First,
+        }
+    }
+
+    /// The tcx hook, as the kernel is asked for it.
+    pub fn tcx_hook(self) -> libbpf_sys::bpf_attach_type {
+        match self {
+            Self::Ingress => libbpf_sys::BPF_TCX_INGRESS,
+            Self::Egress => libbpf_sys::BPF_TCX_EGRESS,
         }
     }
 
@@ -104,19 +128,44 @@ fn attach_tcx_side(programs: &Programs, pins: &Pins, ifindex: u32, side: Side) -
         }
         pins.remove_link(&name)?;
     }
-    let mut link = tcx_link(&programs.get(side.program())?, ifindex)?;
+    let mut link = tcx_link(&programs.get(side.program())?, ifindex, side.place())?;
     link.pin(pins.link(&name)).context(format!("pinning link {name}"))?;
     Ok(true)
 }
 
-fn tcx_link(program: &Program<'_>, ifindex: u32) -> Result<Link> {
+/// Takes a program's place on its hook again, with no moment in which none is there: until the old
+/// link is gone a copy does its work.
+///
+/// # Errors
+/// The kernel's.
+pub fn move_link(
+    programs: &Programs,
+    spare: &Programs,
+    pins: &Pins,
+    ifindex: u32,
+    side: Side,
+) -> Result<()> {
+    let name = side.link(ifindex);
+    let mut link = tcx_link(&spare.get(side.program())?, ifindex, side.place())?;
+    pins.remove_link(&name)?;
+    link.pin(pins.link(&name)).context(format!("pinning link {name}"))?;
+    programs.replace(&mut link, side.program())
+}
+
+fn tcx_link(program: &Program<'_>, ifindex: u32, place: Place) -> Result<Link> {
     let index = i32::try_from(ifindex).map_err(|_| no_device(ifindex))?;
-    // SAFETY: the program is loaded and outlives the call; options may be null.
+    let mut options = libbpf_sys::bpf_tcx_opts::default();
+    options.sz = size_of_val(&options) as _;
+    options.flags = match place {
+        Place::First => libbpf_sys::BPF_F_BEFORE,
+        Place::Last => libbpf_sys::BPF_F_AFTER,
+    };
+    // SAFETY: the program is loaded and outlives the call, as do the options, which say their size.
     let link = unsafe {
         libbpf_sys::bpf_program__attach_tcx(
             program.as_libbpf_object().as_ptr(),
             index,
-            std::ptr::null(),
+            &raw const options,
         )
     };
     // libbpf answers null and sets errno.

@@ -1,7 +1,7 @@
 //! Devices the programs are attached to.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::FastPath;
 use super::abi::{nb_address, nb_device, nb_device_flag};
@@ -29,6 +29,10 @@ pub struct DeviceSpec {
     pub mac: [u8; 6],
     /// Endpoint only: its own addresses.
     pub addresses: Vec<IpAddr>,
+    /// Endpoint only: the bridge it is a port of.
+    pub link: u32,
+    /// Endpoint only: link-local addresses that are the bridge's.
+    pub reserved: Vec<Ipv6Addr>,
     /// Drop packets whose source is neither of its addresses.
     pub spoof_check: bool,
     /// Learn and use cached flows on it.
@@ -42,6 +46,13 @@ impl DeviceSpec {
             return Err(invalid(format!(
                 "addresses: {} given, {most} at most; turn spoofCheck off for more",
                 self.addresses.len()
+            )));
+        }
+        let most = nb_device::default().reserved.len();
+        if self.reserved.len() > most {
+            return Err(invalid(format!(
+                "reserved: {} given, {most} at most",
+                self.reserved.len()
             )));
         }
         if self.mtu == 0 {
@@ -61,6 +72,8 @@ impl DeviceSpec {
             slot,
             mtu: self.mtu,
             address_count: u32::try_from(self.addresses.len()).unwrap_or(0),
+            link: self.link,
+            reserved_count: u32::try_from(self.reserved.len()).unwrap_or(0),
             flags: kept_flags,
             ..nb_device::default()
         };
@@ -76,6 +89,9 @@ impl DeviceSpec {
         }
         for (to, from) in entry.addresses.iter_mut().zip(&self.addresses) {
             *to = nb_address::from(*from);
+        }
+        for (to, from) in entry.reserved.iter_mut().zip(&self.reserved) {
+            *to = nb_address::from(IpAddr::from(*from));
         }
         entry
     }
@@ -97,6 +113,16 @@ impl DeviceSpec {
                 .iter()
                 .take(entry.address_count as usize)
                 .map(|address| IpAddr::from(*address))
+                .collect(),
+            link: entry.link,
+            reserved: entry
+                .reserved
+                .iter()
+                .take(entry.reserved_count as usize)
+                .filter_map(|address| match IpAddr::from(*address) {
+                    IpAddr::V6(address) => Some(address),
+                    IpAddr::V4(_) => None,
+                })
                 .collect(),
             spoof_check: has(nb_device_flag::NB_DEVICE_SPOOF_CHECK),
             fast_path: has(nb_device_flag::NB_DEVICE_FAST_PATH),
@@ -120,8 +146,17 @@ impl FastPath {
             None => self.free_slot()?,
         };
         let kept = before.map_or(0, |entry| entry.flags & attachment_flags());
+        let described = spec.to_entry(slot, kept);
+        if let Some(entry) = &before
+            && (entry.mac, entry.link) != (described.mac, described.link)
+        {
+            self.release_link_locals(spec.ifindex, entry)?;
+        }
+        if spec.role == DeviceRole::Endpoint {
+            self.reserve_link_local(spec.ifindex, &described)?;
+        }
         // The description comes first: a program without one does nothing.
-        self.devices.set(&spec.ifindex, &spec.to_entry(slot, kept))?;
+        self.devices.set(&spec.ifindex, &described)?;
         let attached = self.attach(spec.ifindex, kept);
         match (attached, before) {
             (Ok(flags), _) if flags != kept => {
@@ -135,6 +170,7 @@ impl FastPath {
             }
             (Err(cause), None) => {
                 self.devices.remove(&spec.ifindex)?;
+                self.release_link_locals(spec.ifindex, &described)?;
                 self.bump_generation();
                 return Err(cause);
             }
@@ -174,7 +210,8 @@ impl FastPath {
             result = result.and(detach_clsact(ifindex, owned));
         }
         result = result.and(self.devices.remove(&ifindex));
-        if entry.is_some() {
+        if let Some(entry) = entry {
+            result = result.and(self.release_link_locals(ifindex, &entry));
             // Flows still name its slot.
             self.bump_generation();
         }
@@ -220,12 +257,13 @@ impl FastPath {
     }
 
     fn forget_vanished(&self, entries: &[(u32, nb_device)]) -> Result<()> {
-        for (ifindex, _) in entries {
+        for (ifindex, entry) in entries {
             if device_name(*ifindex).is_none() {
                 for side in Side::BOTH {
                     self.pins.remove_link(&side.link(*ifindex))?;
                 }
                 self.devices.remove(ifindex)?;
+                self.release_link_locals(*ifindex, entry)?;
                 self.bump_generation();
             }
         }

@@ -111,6 +111,8 @@ fn load_into(
     let loaded = FastPath {
         pins: pins.clone(),
         programs,
+        sizes: options.sizes(),
+        moves: Mutex::default(),
         mechanism: options.mechanism.unwrap_or(detected),
         switches: Switches::open(pins)?,
         devices: Table::open(pins, "devices")?,
@@ -120,6 +122,7 @@ fn load_into(
         ports: Table::open(pins, "ports")?,
         port_connects: PerCpu::open(pins, "port_connects")?,
         local_addresses: Table::open(pins, "local_addresses")?,
+        link_locals: Table::open(pins, "link_locals")?,
         connect_results: PerCpu::open(pins, "connect_results")?,
         changing: Mutex::new(()),
     };
@@ -160,6 +163,7 @@ impl FastPath {
         for (ifindex, device) in self.devices.entries()? {
             if device_name(ifindex).is_none() {
                 self.devices.remove(&ifindex)?;
+                self.release_link_locals(ifindex, &device)?;
                 // The programs keep copies as long as the generation is the same.
                 self.bump_generation();
             } else if device.flags & nb_device_flag::NB_DEVICE_CLSACT.0 != 0 {

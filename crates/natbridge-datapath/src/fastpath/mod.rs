@@ -10,13 +10,16 @@ mod counters;
 mod device;
 mod features;
 mod flow;
+mod link_local;
 mod loader;
 mod messages;
 mod namespace;
 mod object;
+mod others;
 mod pins;
 mod port;
 mod program;
+mod program_watch;
 mod reason;
 mod switches;
 mod table;
@@ -31,19 +34,29 @@ pub use flow::{FlowInfo, FlowTuple};
 pub use loader::{FastPathOptions, fast_path_enabled, set_fast_path_enabled, unload};
 pub use namespace::{HostNamespace, host_namespace};
 pub use object::Programs;
+pub use others::{ForeignHook, ForeignProgram};
 pub use pins::Pins;
 pub use port::{PortEntry, TransportProtocol};
 pub use program::ProgramInfo;
+pub use program_watch::ProgramWatch;
 pub use switches::Switches;
 pub use table::{PerCpu, Table};
 
-use abi::{nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key};
+use object::Sizes;
+use others::Moves;
+
+use abi::{
+    nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_link_local,
+    nb_link_local_key, nb_port, nb_port_key,
+};
 
 /// The loaded fast path of one instance. Dropping it leaves pins, links and traffic as they are.
 #[derive(Debug)]
 pub struct FastPath {
     pins: Pins,
     programs: Programs,
+    sizes: Sizes,
+    moves: Mutex<Moves>,
     mechanism: Mechanism,
     switches: Switches,
     devices: Table<u32, nb_device>,
@@ -53,6 +66,7 @@ pub struct FastPath {
     ports: Table<nb_port_key, nb_port>,
     port_connects: PerCpu<u64>,
     local_addresses: Table<nb_address, u32>,
+    link_locals: Table<nb_link_local_key, nb_link_local>,
     connect_results: PerCpu<u64>,
     /// Held while devices, ports or addresses change: slots are chosen by looking at the maps.
     changing: Mutex<()>,

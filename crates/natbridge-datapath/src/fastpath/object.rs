@@ -1,12 +1,13 @@
 //! The compiled programs: opened, loaded with shared maps, and their hooks.
 
 use std::ffi::OsStr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use libbpf_rs::{Link, Object, ObjectBuilder, Program, ProgramInput, ProgramOutput};
 
 use super::messages;
 use super::pins::Pins;
+use super::program::read_info;
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Makes the compiler place the object at an address libelf can use.
@@ -97,6 +98,16 @@ impl Programs {
             .progs()
             .find(|program| program.name() == OsStr::new(name))
             .ok_or_else(|| no_program(name))
+    }
+
+    /// The kernel's number of the loaded program `name`.
+    ///
+    /// # Errors
+    /// `not_found`, or the kernel's.
+    pub fn id_of(&self, name: &str) -> Result<u32> {
+        read_info(self.get(name)?.as_fd().as_raw_fd())
+            .map(|info| info.id)
+            .map_err(|errno| Error::from_errno(errno, format!("asking about program {name}")))
     }
 
     /// Attaches a program of the cgroup hooks to an open cgroup.

@@ -1,6 +1,6 @@
 //! What the kernel says of the loaded programs.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 use libbpf_rs::Program;
@@ -64,19 +64,8 @@ fn attachments(program: &str, links: &[String]) -> Vec<String> {
 }
 
 fn program_info(program: &Program<'_>, name: String, attached: Vec<String>) -> Result<ProgramInfo> {
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut length = u32::try_from(size_of_val(&info)).unwrap_or(u32::MAX);
-    // SAFETY: the kernel fills at most `length` bytes of the struct.
-    let failed = unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_fd().as_raw_fd(),
-            std::ptr::from_mut(&mut info).cast(),
-            &raw mut length,
-        )
-    };
-    if failed != 0 {
-        return Err(Error::from_errno(-failed, format!("asking about program {name}")));
-    }
+    let info = read_info(program.as_fd().as_raw_fd())
+        .map_err(|errno| Error::from_errno(errno, format!("asking about program {name}")))?;
     Ok(ProgramInfo {
         name,
         id: info.id,
@@ -84,4 +73,19 @@ fn program_info(program: &Program<'_>, name: String, attached: Vec<String>) -> R
         run_count: info.run_cnt,
         attached,
     })
+}
+
+/// What the kernel says of an open program, or its errno.
+pub fn read_info(program: RawFd) -> std::result::Result<libbpf_sys::bpf_prog_info, i32> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = u32::try_from(size_of_val(&info)).unwrap_or(u32::MAX);
+    // SAFETY: the kernel fills at most `length` bytes of the struct.
+    let failed = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program,
+            std::ptr::from_mut(&mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if failed == 0 { Ok(info) } else { Err(-failed) }
 }

@@ -10,6 +10,7 @@ pub const DROPS: &[(nb_drop, &str)] = &[
     (nb_drop::NB_DROP_SPOOFED_NEIGHBOUR, "spoofed_neighbour"),
     (nb_drop::NB_DROP_UNREADABLE, "unreadable"),
     (nb_drop::NB_DROP_REWRITE_FAILED, "rewrite_failed"),
+    (nb_drop::NB_DROP_FALSE_OFFLOAD, "false_checksum_offload"),
 ];
 
 /// Reasons a packet was left to the kernel path, or a flow not learned.
@@ -37,6 +38,7 @@ pub const PASSES: &[(nb_event, &str)] = &[
     (nb_event::NB_PASS_OTHER_TUPLE, "other_tuple"),
     (nb_event::NB_PASS_CACHE_FULL, "cache_full"),
     (nb_event::NB_PASS_UNJUDGED, "rules_unjudged"),
+    (nb_event::NB_PASS_ROUTE, "route"),
 ];
 
 /// What the connect hooks did with a call.

@@ -2,8 +2,10 @@
 
 #![allow(dead_code)]
 
+pub mod foreign;
 pub mod packet;
 pub mod topology;
+pub mod wire;
 
 use std::fs::File;
 use std::os::fd::AsFd;

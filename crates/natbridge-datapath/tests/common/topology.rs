@@ -88,6 +88,8 @@ END");
             mtu: 1500,
             mac: [0; 6],
             addresses: Vec::new(),
+            link: 0,
+            reserved: Vec::new(),
             spoof_check: false,
             fast_path: true,
         }
@@ -100,6 +102,8 @@ END");
             mtu: 1500,
             mac: SANDBOX_MAC,
             addresses: vec!["172.32.0.10".parse().unwrap(), "fd00:32::10".parse().unwrap()],
+            link: ifindex("br0"),
+            reserved: Vec::new(),
             spoof_check: true,
             fast_path: true,
         }
