@@ -16,8 +16,8 @@ async function everything(): Promise<string> {
       "ip -o addr show | awk '{ print $2, $3, $4 }' | sort",
       "ip route show table all | sort",
       "ip -6 route show table all | grep -v ^ff | sed 's/ pref.*//' | sort",
-      // The guard table hears of a change a moment after it.
-      "nft list ruleset | sed '/natbridge_keep/,/^}/d' | sort",
+      // The guard table hears of a change a moment after it; what the host binds is looked up anew.
+      "nft list ruleset | sed '/natbridge_keep/,/^}/d; /set bound_udp {/,/^\\t}/d' | sort",
       "ss -Hlntu | awk '{ print $1, $5 }' | sort",
       "sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv6.conf.up0.accept_ra",
       "find /sys/fs/bpf/natbridge/$(stat -Lc %i /proc/self/ns/net) | sort",
