@@ -773,7 +773,7 @@ if (
   }
 }
 
-const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
+const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, endSockets, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, settleSockets, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
 export { applyFirewall }
 export { bumpGeneration }
 export { closeFastPath }
@@ -783,6 +783,7 @@ export { createEndpoint }
 export { deleteConntrack }
 export { deleteLink }
 export { deviceCounters }
+export { endSockets }
 export { ensureBridge }
 export { ensureEndpoint }
 export { ensureForwardAccepts }
@@ -811,6 +812,7 @@ export { setDevice }
 export { setFastPathEnabled }
 export { setLocalAddresses }
 export { setPorts }
+export { settleSockets }
 export { stopWatching }
 export { unloadFastPath }
 export { watchHost }

@@ -32,6 +32,7 @@ import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
 import { clearNoted, deleteEntries, noteOf } from "./stale-note.ts";
+import { standing } from "./standing.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";
@@ -50,6 +51,8 @@ export interface CoreOptions {
   features: KernelFeatures;
   /** The programs are loaded. */
   fastPathLoaded: boolean;
+  /** Why the connect hook stays off on this kernel; empty: it need not. */
+  connectHookHindrance?: string;
   /** Where they are pinned. */
   pinDirectory: string;
   /** Uplinks by name; empty: found out. */
@@ -129,6 +132,7 @@ export class Core implements Service, MetricsSource {
       describeDevices: (state) => this.describeDevices(state),
       commit: (difference, stale, after) => this.commit(difference, noteOf(store, stale, after)),
       clearNoted: () => clearNoted(datapath, store, localAddresses(this.links), null),
+      settleSockets: (state) => this.settleSockets(state),
       deleteEntries: (stale) => deleteEntries(datapath, stale, localAddresses(this.links)),
     };
   }
@@ -143,6 +147,14 @@ export class Core implements Service, MetricsSource {
       this.observed.ifindexes.set(id, byName.get(hostInterface) ?? 0);
     if (!fastPathLoaded) return;
     await this.devices.follow(state, this.links, this.uplinks, this.policy);
+  }
+
+  /** Ends or moves the host's sockets whose target is not theirs in this state. */
+  async settleSockets(state: State): Promise<void> {
+    const { datapath, fastPathLoaded, log } = this.options;
+    if (!fastPathLoaded) return;
+    const settled = await datapath.settleSockets(standing(state, this.links));
+    if (settled.followed + settled.ended > 0) log.debug(settled, "sockets of the host settled");
   }
 
   /** Makes a difference durable, and then tells of it. */
@@ -228,6 +240,9 @@ export class Core implements Service, MetricsSource {
     const { added, changed } = difference.network;
     if (added.length + changed.length > 0) this.upkeep.soon();
     const failures = await retire(this.tools, before, after, difference);
+    const { endpoint, port } = difference;
+    // A socket that was connecting meanwhile may have been overlooked.
+    if (endpoint.removed.length + port.removed.length + port.changed.length > 0) this.upkeep.soon();
     if (failures.length > 0) {
       this.options.log.warn(
         { failures },

@@ -275,6 +275,7 @@ class Reconciliation {
         core.links,
         concerned(core),
       );
+      forbidConnectHook(core.policy, core.options.connectHookHindrance);
       this.#tellPolicy(before, core.policy);
     }
     await core.describeDevices(core.state);
@@ -302,6 +303,8 @@ class Reconciliation {
     await datapath.setPorts(portEntries(state));
     const enabled = await datapath.fastPathEnabled(pinDirectory);
     await datapath.setConnectHook(enabled && policy.loopback);
+    // What a daemon that was killed, or a connect under way during a change, has left.
+    await this.#core.settleSockets(state);
   }
 
   async #reservations(): Promise<void> {
@@ -353,6 +356,12 @@ class Reconciliation {
     }
     return { repairs: this.#repairs.map(({ message }) => message), failures: this.#failures };
   }
+}
+
+function forbidConnectHook(policy: Policy, reason: string | undefined): void {
+  if (reason === undefined || reason === "") return;
+  policy.hindrances.push({ where: "loopback", reason, rule: null });
+  policy.loopback = false;
 }
 
 /** Devices whose rules and queueing the fast path would skip. */

@@ -18,6 +18,7 @@ mod pins;
 mod port;
 mod program;
 mod reason;
+mod socket;
 mod switches;
 mod table;
 
@@ -28,15 +29,17 @@ pub use counters::{Count, DeviceCounters, FastPathCounters, PortCounters};
 pub use device::{DeviceRole, DeviceSpec};
 pub use features::{KernelFeatures, kernel_features};
 pub use flow::{FlowInfo, FlowTuple};
-pub use loader::{FastPathOptions, fast_path_enabled, set_fast_path_enabled, unload};
+pub use loader::{FastPathOptions, end_sockets, fast_path_enabled, set_fast_path_enabled, unload};
 pub use namespace::{HostNamespace, host_namespace};
 pub use object::Programs;
 pub use pins::Pins;
-pub use port::{PortEntry, TransportProtocol};
+pub use port::{ObjectId, PortEntry, TransportProtocol};
 pub use program::ProgramInfo;
+pub use socket::{Settled, SocketList, Standing};
 pub use switches::Switches;
 pub use table::{PerCpu, Table};
 
+use crate::error::Result;
 use abi::{nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key};
 
 /// The loaded fast path of one instance. Dropping it leaves pins, links and traffic as they are.
@@ -54,6 +57,8 @@ pub struct FastPath {
     port_connects: PerCpu<u64>,
     local_addresses: Table<nb_address, u32>,
     connect_results: PerCpu<u64>,
+    /// Or why there is none.
+    sockets: Result<SocketList>,
     /// Held while devices, ports or addresses change: slots are chosen by looking at the maps.
     changing: Mutex<()>,
 }
@@ -69,9 +74,10 @@ impl FastPath {
         self.switches.bump_generation();
     }
 
-    /// Connect hooks serve loopback and local addresses, or leave all to others.
+    /// Connect hooks serve loopback and local addresses, or leave all to others; they do so where
+    /// [`Self::connect_hook_hindrance`] names a reason.
     pub fn set_connect_hook(&self, enabled: bool) {
-        self.switches.set_connect_enabled(enabled);
+        self.switches.set_connect_enabled(enabled && self.sockets.is_ok());
     }
 
     /// The programs, for tests that run them on packets of their own.

@@ -52,6 +52,8 @@ pub const CONNECTS: &[(nb_connect_result, &str)] = &[
     (nb_connect_result::NB_CONNECT_NO_MEMORY, "no_memory"),
     (nb_connect_result::NB_CONNECT_ANSWER_MAPPED, "answer_mapped"),
     (nb_connect_result::NB_CONNECT_PEER_MAPPED, "peer_mapped"),
+    (nb_connect_result::NB_CONNECT_AMBIGUOUS, "ambiguous"),
+    (nb_connect_result::NB_CONNECT_CONNECTED, "connected"),
 ];
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod qdisc;
 mod route;
 mod rtnetlink;
 mod sandbox;
+mod sockets;
 mod sysctl;
 pub mod watch;
 mod xfrm;
@@ -27,6 +28,7 @@ pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint}
 pub use link::{LinkInfo, delete_link, list_links};
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
 pub use sandbox::{ResolvedPid, SandboxInfo, SandboxInterface, inspect_sandbox, resolve_pid};
+pub use sockets::{SocketId, SocketProtocol, can_end_sockets, end_socket, reconnect};
 pub use sysctl::{read_sysctl, write_sysctl};
 pub use watch::{HostEvent, HostEventKind, Watch};
 pub use xfrm::count_xfrm_policies;
