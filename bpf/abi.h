@@ -248,27 +248,57 @@ struct nb_port {
 	__u16 padding;
 	/* Index into port_connects. */
 	__u32 slot;
+	/* Whose it is and whose address it leads to: beginnings of their ids. */
+	__u64 port_id;
+	__u64 endpoint_id;
 };
 
-/* Address and port a socket asked for, and where the hook sent it. */
+/* What an address in local_addresses is. */
+enum nb_address_kind {
+	/* The host's own. */
+	NB_ADDRESS_LOCAL = 1,
+	/* An endpoint's, which published ports lead to. */
+	NB_ADDRESS_TARGET = 2,
+};
+
+/* Address and port a socket asked for, and where the hook sent it; ids as in nb_port. */
 struct nb_peer {
 	struct nb_address asked;
 	struct nb_address target;
 	__u16 asked_port;
 	__u16 target_port;
+	__u32 padding;
+	__u64 port_id;
+	__u64 endpoint_id;
 };
 
-struct nb_answer_key {
-	__u64 socket_cookie;
-	struct nb_address target;
-	__u16 target_port;
-	__u16 padding[3];
+/* A socket that bears an nb_peer, as sockets.bpf.c lists it. Ports in network byte order. */
+struct nb_socket {
+	__u64 cookie;
+	/* SO_NETNS_COOKIE of its namespace. */
+	__u64 netns_cookie;
+	/* Of its file; zero if no process has it any more. */
+	__u64 inode;
+	struct nb_address local;
+	struct nb_address remote;
+	__u16 local_port;
+	__u16 remote_port;
+	/* AF_INET or AF_INET6, IPPROTO_TCP or IPPROTO_UDP, enum of include/net/tcp_states.h */
+	__u8 family;
+	__u8 protocol;
+	__u8 state;
+	__u8 padding;
+	__u32 bound_device;
+	__u32 more_padding;
+	struct nb_peer peer;
 };
 
+/* One question of an unconnected socket; unused if asked_port is 0. */
 struct nb_answer {
 	struct nb_address asked;
+	struct nb_address target;
 	__u16 asked_port;
-	__u16 padding;
+	__u16 target_port;
 };
 
 /* What the connect hooks did with a call. Append only. */
@@ -286,6 +316,8 @@ enum nb_connect_result {
 	NB_CONNECT_ANSWER_MAPPED,
 	NB_CONNECT_PEER_MAPPED,
 	NB_CONNECT_UNJUDGED,
+	NB_CONNECT_AMBIGUOUS,
+	NB_CONNECT_CONNECTED,
 	NB_CONNECT_COUNT,
 };
 

@@ -11,6 +11,7 @@
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
 #include "lib/address.h"
+#include "lib/asked.h"
 #include "lib/maps.h"
 #include "lib/verdict.h"
 
@@ -34,6 +35,8 @@ struct nb_call {
 	bool ipv6;
 	/* sendmsg() rather than connect(). */
 	bool message;
+	/* To an endpoint by its own address. */
+	bool direct;
 };
 
 static __always_inline int count_call(__u32 result)
@@ -76,18 +79,19 @@ static __always_inline void any_to_loopback(struct nb_address *address)
 		address->words[3] = bpf_htonl(1);
 }
 
-static __always_inline struct nb_port *find_port(const struct nb_call *call)
+static __always_inline struct nb_port *find_port(const struct nb_address *address, __u16 number,
+						 __u8 protocol)
 {
-	struct nb_port_key key = {.port = call->port, .protocol = call->protocol};
+	struct nb_port_key key = {.port = number, .protocol = protocol};
 	struct nb_port *port;
 
-	key.address = call->address;
+	key.address = *address;
 	port = bpf_map_lookup_elem(&ports, &key);
 	if (port)
 		return port;
 	/* Then the wildcard of the same family: 0.0.0.0 or ::. */
 	key.address.words[3] = 0;
-	if (!address_is_v4(&call->address)) {
+	if (!address_is_v4(address)) {
 		key.address.words[0] = 0;
 		key.address.words[1] = 0;
 		key.address.words[2] = 0;
@@ -178,9 +182,14 @@ find_target(struct bpf_sock_addr *ctx, struct nb_call *call, struct nb_port **ta
 	if (is_any(&call->address))
 		any_to_loopback(&call->address);
 	asked = call->address;
-	if (!is_loopback(&asked) && !bpf_map_lookup_elem(&local_addresses, &asked))
-		return NB_CONNECT_NOT_LOCAL;
-	*target = find_port(call);
+	if (!is_loopback(&asked)) {
+		__u32 *kind = bpf_map_lookup_elem(&local_addresses, &asked);
+
+		call->direct = kind && *kind == NB_ADDRESS_TARGET;
+		if (!kind || call->direct)
+			return NB_CONNECT_NOT_LOCAL;
+	}
+	*target = find_port(&asked, call->port, call->protocol);
 	if (!*target)
 		return NB_CONNECT_NO_PORT;
 	if (!verdict_stands(config, bpf_ktime_get_coarse_ns()))
@@ -238,6 +247,8 @@ static __always_inline bool remember_peer(struct bpf_sock_addr *ctx, const struc
 	peer->asked_port = asked->port;
 	peer->target = port->address;
 	peer->target_port = port->port;
+	peer->port_id = port->port_id;
+	peer->endpoint_id = port->endpoint_id;
 	return true;
 }
 
@@ -269,65 +280,147 @@ static __always_inline int connect_call(struct bpf_sock_addr *ctx, struct nb_cal
 	return count_call(result);
 }
 
+/* For UDP: disconnecting calls no hook, so what connecting noted may be of the past. */
+static __always_inline struct nb_peer *connected_peer(struct bpf_sock *sk)
+{
+	if (sk->protocol == IPPROTO_UDP && sk->state != BPF_TCP_ESTABLISHED)
+		return 0;
+	return bpf_sk_storage_get(&peers, sk, 0, 0);
+}
+
+static __always_inline bool is_connected(struct bpf_sock *sk)
+{
+	return sk->state == BPF_TCP_ESTABLISHED;
+}
+
+/* Whether `asked` still leads to `target`. */
+static __always_inline bool leads_to(const struct nb_place *asked, const struct nb_place *target)
+{
+	struct nb_port *port = find_port(&asked->address, asked->port, IPPROTO_UDP);
+
+	return port && place_is(&port->address, port->port, target);
+}
+
+static __always_inline enum nb_connect_result
+note_question(struct bpf_sock *sk, const struct nb_place *asked, const struct nb_place *target)
+{
+	struct nb_answers *known;
+	struct nb_place clash = {};
+
+	known = bpf_sk_storage_get(&answers, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!known)
+		return NB_CONNECT_NO_MEMORY;
+	for (int attempt = 0; attempt < 2; attempt++) {
+		enum nb_noted noted = note_asked(known, asked, target, false, &clash);
+
+		if (noted == NB_NOTED)
+			return NB_CONNECT_SERVED;
+		if (noted == NB_NOTED_FULL || leads_to(&clash, target) ||
+		    place_is(&clash.address, clash.port, target))
+			break;
+		/* What led there once does no more. */
+		drop_asked(known, &clash);
+	}
+	return NB_CONNECT_AMBIGUOUS;
+}
+
+/*
+ * A question by the endpoint's own address: its answers must not be taken for those of a port. In
+ * vain if there is no memory: answers are then taken for those of what was asked by a port before.
+ */
+static __always_inline void note_direct(struct bpf_sock *sk, const struct nb_place *target)
+{
+	struct nb_place clash = {};
+	struct nb_answers *known = bpf_sk_storage_get(&answers, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (known && target->port)
+		note_asked(known, target, target, true, &clash);
+}
+
+/* A connected socket hears its peer alone, whomever it sends to. */
+static __always_inline enum nb_connect_result check_connected(struct bpf_sock *sk,
+							      const struct nb_place *asked)
+{
+	struct nb_peer *peer = connected_peer(sk);
+
+	if (peer && place_is(&peer->asked, peer->asked_port, asked))
+		return NB_CONNECT_SERVED;
+	return NB_CONNECT_CONNECTED;
+}
+
 static __always_inline int send_call(struct bpf_sock_addr *ctx, struct nb_call *call)
 {
-	struct nb_answer answer = {.asked_port = call->port};
-	struct nb_answer_key key = {};
+	struct nb_place asked = {.port = call->port};
+	struct nb_place target = {};
 	enum nb_connect_result result;
+	struct bpf_sock *sk = ctx->sk;
 	struct nb_port *port = 0;
 
 	result = find_target(ctx, call, &port);
-	if (result != NB_CONNECT_SERVED || !port)
+	if (!sk)
 		return count_call(result);
 	/* An answer to "any" comes from loopback, as it would without us. */
-	answer.asked = call->address;
-	key.socket_cookie = bpf_get_socket_cookie(ctx);
-	key.target = port->address;
-	key.target_port = port->port;
-	if (bpf_map_update_elem(&answers, &key, &answer, BPF_ANY))
-		return count_call(NB_CONNECT_NO_MEMORY);
-	write_address(ctx, call->ipv6, &port->address, port->port);
+	asked.address = call->address;
+	if (call->direct && !is_connected(sk))
+		note_direct(sk, &asked);
+	if (result != NB_CONNECT_SERVED || !port)
+		return count_call(result);
+	target.address = port->address;
+	target.port = port->port;
+	result =
+	    is_connected(sk) ? check_connected(sk, &asked) : note_question(sk, &asked, &target);
+	if (result != NB_CONNECT_SERVED)
+		return count_call(result);
+	write_address(ctx, call->ipv6, &target.address, target.port);
 	count_port(port->slot);
 	return count_call(NB_CONNECT_SERVED);
 }
 
-static __always_inline bool peer_asked(struct bpf_sock_addr *ctx, const struct nb_call *from,
-				       bool ipv6)
+static __always_inline bool peer_asked(struct bpf_sock_addr *ctx, const struct nb_call *from)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct nb_peer *peer;
 
 	if (!sk)
 		return false;
-	peer = bpf_sk_storage_get(&peers, sk, 0, 0);
+	peer = connected_peer(sk);
 	if (!peer || peer->target_port != from->port ||
 	    !address_equal(&peer->target, &from->address))
 		return false;
-	write_address(ctx, ipv6, &peer->asked, peer->asked_port);
+	write_address(ctx, from->ipv6, &peer->asked, peer->asked_port);
+	return true;
+}
+
+static __always_inline bool question_asked(struct bpf_sock_addr *ctx, const struct nb_call *call)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct nb_place from = {.port = call->port};
+	struct nb_place asked = {};
+	struct nb_answers *known;
+
+	if (!sk || is_connected(sk))
+		return false;
+	known = bpf_sk_storage_get(&answers, sk, 0, 0);
+	if (!known)
+		return false;
+	from.address = call->address;
+	/* Where the question would go elsewhere by now, who answers is a stranger. */
+	if (!asked_of(known, &from, &asked) || !leads_to(&asked, &from))
+		return false;
+	write_address(ctx, call->ipv6, &asked.address, asked.port);
 	return true;
 }
 
 static __always_inline int receive_call(struct bpf_sock_addr *ctx, const struct nb_call *from)
 {
-	struct nb_answer_key key = {};
-	struct nb_answer *answer;
-
-	key.socket_cookie = bpf_get_socket_cookie(ctx);
-	key.target = from->address;
-	key.target_port = from->port;
-	answer = bpf_map_lookup_elem(&answers, &key);
-	if (answer) {
-		write_address(ctx, from->ipv6, &answer->asked, answer->asked_port);
-		return count_call(NB_CONNECT_ANSWER_MAPPED);
-	}
-	if (peer_asked(ctx, from, from->ipv6))
+	if (question_asked(ctx, from) || peer_asked(ctx, from))
 		return count_call(NB_CONNECT_ANSWER_MAPPED);
 	return NB_ALLOW;
 }
 
 static __always_inline int name_call(struct bpf_sock_addr *ctx, const struct nb_call *peer)
 {
-	if (peer_asked(ctx, peer, peer->ipv6))
+	if (peer_asked(ctx, peer))
 		return count_call(NB_CONNECT_PEER_MAPPED);
 	return NB_ALLOW;
 }

@@ -19,11 +19,13 @@ struct nb_connect_results_map connect_results SEC(".maps");
 struct nb_peers_map peers SEC(".maps");
 struct nb_answers_map answers SEC(".maps");
 
-/* In the type information, so that the Rust side has the reasons and flags too. */
+/* In the type information, so that the Rust side has them too. */
 const enum nb_device_flag nb_device_flag_type = NB_DEVICE_ENDPOINT;
 const enum nb_drop nb_drop_type = NB_DROP_COUNT;
 const enum nb_event nb_event_type = NB_EVENT_COUNT;
 const enum nb_connect_result nb_connect_result_type = NB_CONNECT_COUNT;
+const struct nb_socket nb_socket_type = {};
 const enum nb_abi nb_abi_type = NB_ABI;
+const enum nb_address_kind nb_address_kind_type = NB_ADDRESS_LOCAL;
 
 char _license[] SEC("license") = "GPL";

@@ -64,7 +64,7 @@ export async function loadPrograms(
   features: KernelFeatures,
   isWanted: boolean,
   store: Store,
-): Promise<{ loaded: boolean; note: string }> {
+): Promise<{ loaded: boolean; note: string; connectHookHindrance?: string }> {
   const directory = pinDirectory(datapath);
   if (!isWanted) {
     await datapath.unloadFastPath(directory);
@@ -83,7 +83,7 @@ export async function loadPrograms(
     };
   try {
     const cgroupPath = features.cgroupHooks ? features.cgroup2 : "";
-    const { adopted } = await datapath.loadFastPath({
+    const { adopted, connectHookHindrance } = await datapath.loadFastPath({
       pinDirectory: directory,
       cgroupPath,
       ...limits,
@@ -94,6 +94,7 @@ export async function loadPrograms(
     return {
       loaded: true,
       note: enabled ? `on, ${how}` : `${how}, turned off: natbridge datapath on`,
+      connectHookHindrance,
     };
   } catch (error) {
     // The kernel path is complete by itself: a verifier's refusal must not take the network down.
@@ -182,6 +183,7 @@ async function open(options: DaemonOptions, log: Logger, opened: Opened): Promis
     log,
     features,
     fastPathLoaded: fastPath.loaded,
+    connectHookHindrance: fastPath.connectHookHindrance ?? "",
     pinDirectory: pinDirectory(datapath),
     uplinks: options.uplinks,
   });

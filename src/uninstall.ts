@@ -86,6 +86,11 @@ export async function uninstall(options: UninstallOptions): Promise<string[]> {
       if (existsSync(path)) store = new Store(path);
       return existsSync(path) ? "" : `no state in ${options.stateDir}: sysctls are not restored`;
     });
+    // While it is known which they are: nobody will be there to tell them.
+    await attempt("the host's own connections", async () => {
+      const count = await datapath.endSockets(pinDirectory(datapath));
+      return count === 0 ? "" : `${count} connections of the host to published ports ended`;
+    });
     await attempt("fast path", async () => {
       await datapath.unloadFastPath(pinDirectory(datapath));
       return "no eBPF program or map of natbridge is left";

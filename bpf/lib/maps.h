@@ -16,6 +16,8 @@
 #define NB_SIGHTINGS 4096
 /* Devices per CPU whose description is at hand. A power of two. */
 #define NB_DEVICE_COPIES 256
+/* Different things an unconnected UDP socket may ask the hook for in its life. */
+#define NB_ANSWERS 8
 
 /* The switches. Mapped into userspace, which changes them with plain atomic stores. */
 struct nb_config_map {
@@ -126,10 +128,11 @@ struct nb_port_connects_map {
 };
 extern struct nb_port_connects_map port_connects SEC(".maps");
 
-/* The host's own addresses, loopback left out. */
+/* The host's own addresses, loopback left out, and those of ports' targets: enum nb_address_kind.
+ */
 struct nb_local_addresses_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct nb_address);
 	__type(value, __u32);
@@ -164,12 +167,19 @@ struct nb_peers_map {
 };
 extern struct nb_peers_map peers SEC(".maps");
 
-/* The addresses unconnected UDP sockets asked for, to put into their answers. */
+/* What unconnected UDP sockets asked for, to put into their answers. See asked.h. */
+struct nb_answers {
+	struct bpf_spin_lock lock;
+	/* The socket has asked endpoints directly in more ways than there is room to note. */
+	__u32 full;
+	struct nb_answer list[NB_ANSWERS];
+};
+
 struct nb_answers_map {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, struct nb_answer_key);
-	__type(value, struct nb_answer);
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct nb_answers);
 };
 extern struct nb_answers_map answers SEC(".maps");
 

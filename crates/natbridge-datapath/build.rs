@@ -11,6 +11,8 @@ use bpf_linker::{Cpu, Linker, LinkerInput, LinkerOptions, OptLevel, OutputType};
 use libbpf_cargo::SkeletonBuilder;
 
 const CLANG: &str = "clang-22";
+/// An object of its own: a kernel may refuse it alone.
+const SOCKETS: &str = "sockets.bpf.c";
 const LLVM_NM: &str = "llvm-nm-22";
 
 fn main() -> Result<()> {
@@ -26,7 +28,12 @@ fn main() -> Result<()> {
 
     let mut bitcode = Vec::new();
     for program in bpf_sources(&source)? {
-        bitcode.push(compile(&program, &source, &libbpf_headers, &out)?);
+        let compiled = compile(&program, &source, &libbpf_headers, &out)?;
+        if program.file_name().is_some_and(|name| name == SOCKETS) {
+            link(&[compiled], &out.join("sockets.bpf.o"))?;
+        } else {
+            bitcode.push(compiled);
+        }
     }
     let object = out.join("natbridge.bpf.o");
     link(&bitcode, &object)?;

@@ -130,6 +130,12 @@ export interface EndpointSpec {
   isolatedPort: boolean
 }
 
+/**
+ * Ends the host's connections that the connect hooks have sent to targets which are about to go, and
+ * turns the hooks off; works without `loadFastPath()`.
+ */
+export declare function endSockets(pinDirectory: string): Promise<number>
+
 /** Mends what differs from `spec`; answers what it mended. */
 export declare function ensureBridge(spec: BridgeSpec): Promise<Array<string>>
 
@@ -277,6 +283,7 @@ export interface KernelFeatures {
   conntrackLookup: boolean
   cgroupHooks: boolean
   sctpSockets: boolean
+  socketDestroy: boolean
   fastPath: boolean
   missing: Array<string>
 }
@@ -326,6 +333,8 @@ export declare function loadFastPath(options: FastPathOptions): Promise<LoadResu
 
 export interface LoadResult {
   adopted: boolean
+  /** Why the connect hooks stay off on this kernel; empty: they need not. */
+  connectHookHindrance: string
 }
 
 /** Packets with the reason for their treatment. */
@@ -350,6 +359,8 @@ export interface PortEntry {
   hostPort: number
   targetAddress: string
   targetPort: number
+  portId: string
+  endpointId: string
 }
 
 export interface ProgramInfo {
@@ -432,6 +443,17 @@ export declare function setLocalAddresses(addresses: Array<string>): Promise<voi
 
 /** Makes the connect hooks' ports exactly these. */
 export declare function setPorts(ports: Array<PortEntry>): Promise<void>
+
+export interface SettledSockets {
+  followed: number
+  ended: number
+}
+
+/**
+ * Settles the host's sockets whose target the connect hooks would not give them again: UDP follows,
+ * TCP is ended. `ports` and `endpoints` are the ids of what there is by now.
+ */
+export declare function settleSockets(ports: Array<string>, endpoints: Array<string>): Promise<SettledSockets>
 
 /** Ends `watchHost`. */
 export declare function stopWatching(): void

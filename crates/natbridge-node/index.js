@@ -773,7 +773,7 @@ if (
   }
 }
 
-const { acceptVerdict, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, followPrograms, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFirewall, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, renewVerdict, resolvePid, rulesSeen, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, verdictStands, watchHost, writeSysctl } = nativeBinding
+const { acceptVerdict, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, endSockets, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, followPrograms, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFirewall, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, renewVerdict, resolvePid, rulesSeen, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, settleSockets, stopWatching, unloadFastPath, verdictStands, watchHost, writeSysctl } = nativeBinding
 export { acceptVerdict }
 export { applyFirewall }
 export { bumpGeneration }
@@ -784,6 +784,7 @@ export { createEndpoint }
 export { deleteConntrack }
 export { deleteLink }
 export { deviceCounters }
+export { endSockets }
 export { ensureBridge }
 export { ensureEndpoint }
 export { ensureForwardAccepts }
@@ -817,6 +818,7 @@ export { setDevice }
 export { setFastPathEnabled }
 export { setLocalAddresses }
 export { setPorts }
+export { settleSockets }
 export { stopWatching }
 export { unloadFastPath }
 export { verdictStands }

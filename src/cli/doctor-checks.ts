@@ -56,6 +56,16 @@ export async function checkKernel(datapath: Datapath): Promise<Finding[]> {
       ),
     );
   }
+  if (features.cgroupHooks && !features.socketDestroy) {
+    findings.push(
+      finding(
+        "connect hook",
+        "warning",
+        "off: this kernel can't end sockets whose target is gone; loopback goes through the forwarder",
+        "use a kernel with CONFIG_INET_DIAG_DESTROY",
+      ),
+    );
+  }
   if (!features.sctpSockets) {
     findings.push(
       finding("sctp", "note", "this kernel has no SCTP sockets: SCTP ports are not reserved"),

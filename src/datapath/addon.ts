@@ -17,6 +17,7 @@ import type {
   FirewallSpec,
   HostEvent,
   PortEntry,
+  Standing,
 } from "./types.ts";
 
 /** From `src/` as it is, and from `dist/` as it is published. */
@@ -145,6 +146,9 @@ class AddonDatapath implements Datapath {
   listDevices = () => later(() => this.#native.listDevices());
   followPrograms = (ifindexes: number[]) => later(() => this.#native.followPrograms(ifindexes));
   setPorts = (ports: PortEntry[]) => later(() => this.#native.setPorts(ports));
+  settleSockets = ({ ports, endpoints }: Standing) =>
+    later(() => this.#native.settleSockets(ports, endpoints));
+  endSockets = (pinDirectory: string) => later(() => this.#native.endSockets(pinDirectory));
   setLocalAddresses = (addresses: string[]) =>
     later(() => this.#native.setLocalAddresses(addresses));
   setConnectHook = (enabled: boolean) => later(() => this.#native.setConnectHook(enabled));

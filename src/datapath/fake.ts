@@ -24,6 +24,7 @@ import type {
   HostEvent,
   KernelFeatures,
   LinkInfo,
+  LoadedFastPath,
   PortCounters,
   PortEntry,
   ProgramInfo,
@@ -31,6 +32,7 @@ import type {
   RouteInfo,
   SandboxInfo,
   SandboxInterface,
+  Standing,
 } from "./types.ts";
 
 type Routes = { ipv4: DefaultRoute | null; ipv6: DefaultRoute | null };
@@ -47,6 +49,7 @@ const features: KernelFeatures = {
   conntrackLookup: true,
   cgroupHooks: true,
   sctpSockets: true,
+  socketDestroy: true,
   fastPath: true,
   missing: [],
 };
@@ -98,6 +101,9 @@ export class FakeDatapath implements Datapath {
   ports: PortEntry[] = [];
   localAddresses: string[] = [];
   connectHook = false;
+  connectHookHindrance = "";
+  /** TCP connections of the host that the hook sent to a target: what they rely on. */
+  connections: { portId: string; endpointId: string }[] = [];
   enabled = true;
   loaded = false;
   flows: FlowInfo[] = [];
@@ -375,11 +381,11 @@ export class FakeDatapath implements Datapath {
 
   // --- eBPF
 
-  async loadFastPath(_options: FastPathOptions): Promise<{ adopted: boolean }> {
+  async loadFastPath(_options: FastPathOptions): Promise<LoadedFastPath> {
     this.#mayFail("loadFastPath");
     const adopted = this.loaded;
     this.loaded = true;
-    return { adopted };
+    return { adopted, connectHookHindrance: this.connectHookHindrance };
   }
 
   closeFastPath(): void {}
@@ -418,6 +424,22 @@ export class FakeDatapath implements Datapath {
   async setPorts(ports: PortEntry[]): Promise<void> {
     this.#mayFail("setPorts");
     this.ports = structuredClone(ports);
+  }
+
+  async settleSockets({
+    ports,
+    endpoints,
+  }: Standing): Promise<{ followed: number; ended: number }> {
+    this.#mayFail("settleSockets");
+    const before = this.connections.length;
+    this.connections = this.connections.filter(
+      ({ portId, endpointId }) => ports.includes(portId) && endpoints.includes(endpointId),
+    );
+    return { followed: 0, ended: before - this.connections.length };
+  }
+
+  async endSockets(_pinDirectory: string): Promise<number> {
+    return this.connections.splice(0).length;
   }
 
   async setLocalAddresses(addresses: string[]): Promise<void> {

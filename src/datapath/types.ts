@@ -243,6 +243,8 @@ export interface KernelFeatures {
   conntrackLookup: boolean;
   cgroupHooks: boolean;
   sctpSockets: boolean;
+  /** Other processes' sockets can be ended (CONFIG_INET_DIAG_DESTROY). */
+  socketDestroy: boolean;
   fastPath: boolean;
   missing: string[];
 }
@@ -255,6 +257,12 @@ export interface FastPathOptions {
   maxFlows: number;
   maxDevices: number;
   maxPorts: number;
+}
+
+export interface LoadedFastPath {
+  adopted: boolean;
+  /** Why the connect hook stays off on this kernel; empty: it need not. */
+  connectHookHindrance: string;
 }
 
 /** What the programs must know of a device they are attached to. */
@@ -286,6 +294,15 @@ export interface PortEntry {
   hostPort: number;
   targetAddress: string;
   targetPort: number;
+  /** Ids of the port and of the endpoint the target address is of: a socket sent there bears them. */
+  portId: string;
+  endpointId: string;
+}
+
+/** Ids of what there is, for the sockets that the connect hook has sent somewhere. */
+export interface Standing {
+  ports: string[];
+  endpoints: string[];
 }
 
 /** How often the connect hook sent a host socket straight to a port's target. */
@@ -413,7 +430,7 @@ export interface Datapath {
 
   // eBPF. All of these throw `unsupported` before loadFastPath().
   /** Loads the programs, or adopts what is pinned and replaces the programs atomically. */
-  loadFastPath(options: FastPathOptions): Promise<{ adopted: boolean }>;
+  loadFastPath(options: FastPathOptions): Promise<LoadedFastPath>;
   /** Lets go; pins, links and traffic stay. */
   closeFastPath(): void;
   /** Detaches and unpins everything under `pinDirectory`; works without loadFastPath(). */
@@ -432,6 +449,14 @@ export interface Datapath {
   followPrograms(ifindexes: number[]): Promise<ForeignProgram[]>;
   /** Makes the connect hook's ports exactly these. */
   setPorts(ports: PortEntry[]): Promise<void>;
+  /**
+   * Settles the host's sockets that the connect hook would not send to their target again. TCP is ended if
+   * its port or its endpoint is gone. UDP is connected to what it had asked for anew, also where the hook
+   * is off by now; where that can't be done and the target is another one, it is ended.
+   */
+  settleSockets(standing: Standing): Promise<{ followed: number; ended: number }>;
+  /** Ends or settles all of them, as if nothing were there any more; works without loadFastPath(). */
+  endSockets(pinDirectory: string): Promise<number>;
   /** Makes the host's own addresses, loopback left out, exactly these. */
   setLocalAddresses(addresses: string[]): Promise<void>;
   /** Connect hooks serve loopback and local addresses, or leave all to the forwarder and kernel path. */

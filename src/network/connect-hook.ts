@@ -8,15 +8,21 @@ export class ConnectHook {
   readonly #datapath: Datapath;
   readonly #pinDirectory: string;
   readonly #mutex = new Mutex();
+  /** Why this kernel can't have it; empty if it can. */
+  readonly #kernelReason: string;
   #policy: Policy = nothingKnown;
   #ports: PortEntry[];
   /** Why it serves no port; null if it may. */
   hindrance: Hindrance | null = null;
 
-  /** @param ports What an earlier daemon told pinned programs. */
-  constructor(datapath: Datapath, pinDirectory: string, ports: PortEntry[]) {
+  /**
+   * @param ports What an earlier daemon told pinned programs.
+   * @param kernelReason Why this kernel can't have it; empty if it can.
+   */
+  constructor(datapath: Datapath, pinDirectory: string, ports: PortEntry[], kernelReason: string) {
     this.#datapath = datapath;
     this.#pinDirectory = pinDirectory;
+    this.#kernelReason = kernelReason;
     this.#ports = ports;
   }
 
@@ -49,6 +55,10 @@ export class ConnectHook {
 
   #judge(): void {
     this.hindrance = null;
+    if (this.#kernelReason !== "") {
+      this.hindrance = { where: "loopback", reason: this.#kernelReason, rule: null };
+      return;
+    }
     for (const { hostAddress, hostPort, protocol } of this.#ports) {
       const family = hostAddress.includes(":") ? "ipv6" : "ipv4";
       const verdict = this.#policy.loopback({ family, protocol, port: hostPort });

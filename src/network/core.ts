@@ -33,6 +33,7 @@ import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
 import { clearNoted, deleteEntries, noteOf } from "./stale-note.ts";
+import { standing } from "./standing.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";
@@ -52,6 +53,8 @@ export interface CoreOptions {
   features: KernelFeatures;
   /** The programs are loaded. */
   fastPathLoaded: boolean;
+  /** Why the connect hook stays off on this kernel; empty: it need not. */
+  connectHookHindrance?: string;
   /** Where they are pinned. */
   pinDirectory: string;
   /** Uplinks by name; empty: found out. */
@@ -93,6 +96,7 @@ export class Core implements Service, MetricsSource {
       options.datapath,
       options.pinDirectory,
       portEntries(this.state),
+      options.connectHookHindrance ?? "",
     );
     this.judge = new Judge(this);
     const loaded = (): boolean => options.fastPathLoaded;
@@ -141,6 +145,7 @@ export class Core implements Service, MetricsSource {
       setConnectPorts: (state) => this.connectHook.setPorts(portEntries(state)),
       commit: (difference, stale, after) => this.commit(difference, noteOf(store, stale, after)),
       clearNoted: () => clearNoted(datapath, store, localAddresses(this.links), null),
+      settleSockets: (state) => this.settleSockets(state),
       deleteEntries: (stale) => deleteEntries(datapath, stale, localAddresses(this.links)),
     };
   }
@@ -155,6 +160,14 @@ export class Core implements Service, MetricsSource {
       this.observed.ifindexes.set(id, byName.get(hostInterface) ?? 0);
     if (!fastPathLoaded) return;
     await this.devices.follow(state, this.links, this.uplinks);
+  }
+
+  /** Ends or moves the host's sockets whose target is not theirs in this state. */
+  async settleSockets(state: State): Promise<void> {
+    const { datapath, fastPathLoaded, log } = this.options;
+    if (!fastPathLoaded) return;
+    const settled = await datapath.settleSockets(standing(state, this.links));
+    if (settled.followed + settled.ended > 0) log.debug(settled, "sockets of the host settled");
   }
 
   /** Makes a difference durable, and then tells of it. */
@@ -239,6 +252,9 @@ export class Core implements Service, MetricsSource {
     // A network that switches the fast path off, or on again, is told of as what the host's rules do.
     this.judge.tell();
     const failures = await retire(this.tools, before, after, difference);
+    const { endpoint, port } = difference;
+    // A socket that was connecting meanwhile may have been overlooked.
+    if (endpoint.removed.length + port.removed.length + port.changed.length > 0) this.upkeep.soon();
     if (failures.length > 0) {
       this.options.log.warn(
         { failures },

@@ -277,6 +277,8 @@ class Reconciliation {
     const isSame = local.length === judged.size && local.every((address) => judged.has(address));
     if (!isSame) await judge.now();
     await connectHook.setPorts(portEntries(state));
+    // What a daemon that was killed, or a connect under way during a change, has left.
+    await this.#core.settleSockets(state);
   }
 
   async #reservations(): Promise<void> {

@@ -39,6 +39,8 @@ export interface TransitionTools {
   commit: (difference: StateDifference, stale: StaleEntries, after: State) => void;
   /** Deletes the conntrack entries that were noted with it. */
   clearNoted: () => Promise<void>;
+  /** Ends or moves the host's sockets whose target is not theirs in this state. */
+  settleSockets: (state: State) => Promise<void>;
   /** Deletes conntrack entries. */
   deleteEntries: (stale: StaleEntries) => Promise<void>;
 }
@@ -165,7 +167,11 @@ export async function advance(
     await steps.run(
       "connect-hook",
       () => tools.setConnectPorts(after),
-      () => tools.setConnectPorts(before),
+      async () => {
+        await tools.setConnectPorts(before);
+        // What was sent by the ports that are taken back.
+        await tools.settleSockets(before);
+      },
     );
   tools.commit(difference, staleEntries(before, after, endpoint.removed), after);
 }
@@ -186,6 +192,8 @@ export async function retire(
       failures.push(`${what}: ${reasonOf(error)}`);
     }
   };
+  // First, while who was there is told: the hook sends nobody there any more.
+  await attempt("the host's own connections", () => tools.settleSockets(after));
   for (const endpoint of difference.endpoint.removed)
     await attempt(`endpoint ${endpoint.name}`, () => datapath.deleteLink(endpoint.hostInterface));
   await attempt("conntrack entries", () => tools.clearNoted());

@@ -67,7 +67,8 @@ export class Upkeep {
 
   #hear({ kind }: HostEvent): void {
     // The connect hook serves the host's addresses, and rules may tell them apart.
-    if (["ruleset", "qdisc", "program", "overrun", "address"].includes(kind)) this.#core.judge.soon();
+    if (["ruleset", "qdisc", "program", "overrun", "address"].includes(kind))
+      this.#core.judge.soon();
     // Neighbours end leases in the datapath itself; nothing here depends on them.
     if (kind !== "neighbour") this.soon();
   }

@@ -183,13 +183,17 @@ export function holderBindings(state: State): Map<string, HolderBinding> {
 
 /** What the connect hook serves: TCP and UDP bindings, whatever their target's family. */
 export function portEntries(state: State): PortEntry[] {
-  return [...holderBindings(state).values()].flatMap((binding) => {
-    const { protocol, hostAddress, hostPort, targetAddress, targetPort } = binding;
-    // A v6 target for a v4 socket is the forwarder's.
-    const canHook = familyOf(hostAddress) === "ipv6" || familyOf(targetAddress) === "ipv4";
-    return protocol === "sctp" || !canHook
-      ? []
-      : { protocol, hostAddress, hostPort, targetAddress, targetPort };
+  return state.port.values().flatMap(({ id: portId, endpointId, protocol, bindings }) => {
+    if (protocol === "sctp") return [];
+    const endpoint = state.endpoint.expect(endpointId);
+    return bindings.flatMap(({ hostAddress, hostPort, containerPort: targetPort }) => {
+      const targetAddress = targetOf(endpoint, hostAddress).address;
+      // A v6 target for a v4 socket is the forwarder's.
+      const canHook = familyOf(hostAddress) === "ipv6" || familyOf(targetAddress) === "ipv4";
+      return canHook
+        ? { protocol, hostAddress, hostPort, targetAddress, targetPort, portId, endpointId }
+        : [];
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 import { FakeDatapath } from "../../src/datapath/fake.ts";
 import { FakeHolder } from "../../src/holder/fake.ts";
 import type { Logger } from "../../src/log.ts";
-import { Core } from "../../src/network/core.ts";
+import { Core, type CoreOptions } from "../../src/network/core.ts";
 import { Store } from "../../src/store/store.ts";
 
 const quiet = (): undefined => undefined;
@@ -23,7 +23,7 @@ export class CoreHost {
   }
 
   /** Another core on the same kernel, holder and database, as after a restart. */
-  makeCore(): Core {
+  makeCore(options: Partial<CoreOptions> = {}): Core {
     return new Core({
       datapath: this.datapath,
       holder: this.holder,
@@ -37,6 +37,7 @@ export class CoreHost {
       fastPathLoaded: true,
       pinDirectory: "/pins",
       uplinks: [],
+      ...options,
     });
   }
 

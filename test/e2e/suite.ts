@@ -4,9 +4,18 @@ import * as assert from "uvu/assert";
 import type { DatapathStatus } from "../../src/network/datapath-status.ts";
 import { edgeScenarios } from "./edge-scenarios.ts";
 import { fieldScenarios } from "./field-scenarios.ts";
+import { hostSocketScenarios } from "./host-socket-scenarios.ts";
 import { scenarios, setUp } from "./scenarios.ts";
 import { tableScenarios } from "./table-scenarios.ts";
 import { addresses, Topology, type TopologyOptions } from "./topology.ts";
+
+const all = [
+  ...scenarios,
+  ...fieldScenarios,
+  ...edgeScenarios,
+  ...tableScenarios,
+  ...hostSocketScenarios,
+];
 
 export function runScenarios(options: TopologyOptions): void {
   const test = suite(
@@ -19,7 +28,6 @@ export function runScenarios(options: TopologyOptions): void {
     await topology.startDaemon();
     await setUp(topology);
   });
-  const all = [...scenarios, ...fieldScenarios, ...edgeScenarios, ...tableScenarios];
   for (const scenario of all)
     test(scenario.name, async () => {
       if (topology === null) throw new Error("there is no topology");

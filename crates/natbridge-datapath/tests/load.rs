@@ -9,7 +9,7 @@ use std::path::Path;
 use common::{Loaded, Namespace, ifindex, run};
 use natbridge_datapath::ErrorKind;
 use natbridge_datapath::fastpath::{
-    self, DeviceRole, DeviceSpec, FastPath, FastPathOptions, Mechanism, PortEntry,
+    self, DeviceRole, DeviceSpec, FastPath, FastPathOptions, Mechanism, ObjectId, PortEntry,
     TransportProtocol,
 };
 
@@ -68,6 +68,8 @@ fn a_later_process_adopts_devices_ports_and_counters() {
         host_port: 8080,
         target_address: "172.32.0.10".parse().unwrap(),
         target_port: 80,
+        port_id: ObjectId(1),
+        endpoint_id: ObjectId(1),
     };
     loaded.fast_path.set_device(&uplink("up0")).unwrap();
     loaded.fast_path.set_device(&uplink("gone0")).unwrap();
@@ -228,6 +230,8 @@ fn ports_are_made_exactly_these_or_left_as_they_were() {
         host_port: number,
         target_address: "172.32.0.10".parse().unwrap(),
         target_port: 53,
+        port_id: ObjectId(1),
+        endpoint_id: ObjectId(1),
     };
     let numbers = || {
         let counters = loaded.fast_path.port_counters().unwrap();

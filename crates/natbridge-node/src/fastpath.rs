@@ -123,6 +123,7 @@ pub struct KernelFeatures {
     pub conntrack_lookup: bool,
     pub cgroup_hooks: bool,
     pub sctp_sockets: bool,
+    pub socket_destroy: bool,
     pub fast_path: bool,
     pub missing: Vec<String>,
 }
@@ -138,6 +139,7 @@ impl From<fastpath::KernelFeatures> for KernelFeatures {
             conntrack_lookup: features.conntrack_lookup,
             cgroup_hooks: features.cgroup_hooks,
             sctp_sockets: features.sctp_sockets,
+            socket_destroy: features.socket_destroy,
             fast_path: features.fast_path,
             missing: features.missing,
         }
@@ -162,6 +164,14 @@ pub struct FastPathOptions {
 #[napi(object)]
 pub struct LoadResult {
     pub adopted: bool,
+    /// Why the connect hooks stay off on this kernel; empty: they need not.
+    pub connect_hook_hindrance: String,
+}
+
+#[napi(object)]
+pub struct SettledSockets {
+    pub followed: u32,
+    pub ended: u32,
 }
 
 #[napi(object)]
@@ -242,6 +252,8 @@ pub struct PortEntry {
     pub host_port: u32,
     pub target_address: String,
     pub target_port: u32,
+    pub port_id: String,
+    pub endpoint_id: String,
 }
 
 impl TryFrom<PortEntry> for fastpath::PortEntry {
@@ -254,6 +266,8 @@ impl TryFrom<PortEntry> for fastpath::PortEntry {
             host_port: parse_port("hostPort", entry.host_port)?,
             target_address: parse_address("targetAddress", &entry.target_address)?,
             target_port: parse_port("targetPort", entry.target_port)?,
+            port_id: entry.port_id.parse()?,
+            endpoint_id: entry.endpoint_id.parse()?,
         })
     }
 }
@@ -456,8 +470,9 @@ pub async fn load_fast_path(options: FastPathOptions) -> napi::Result<LoadResult
     };
     run(move || {
         let (fast_path, adopted) = FastPath::load(&options)?;
+        let connect_hook_hindrance = fast_path.connect_hook_hindrance().unwrap_or_default();
         *loaded() = Some(Arc::new(fast_path));
-        Ok(LoadResult { adopted })
+        Ok(LoadResult { adopted, connect_hook_hindrance })
     })
     .await
 }
@@ -519,6 +534,31 @@ pub async fn set_ports(ports: Vec<PortEntry>) -> napi::Result<()> {
         fast_path.set_ports(&ports)
     })
     .await
+}
+
+/// Settles the host's sockets whose target the connect hooks would not give them again: UDP follows,
+/// TCP is ended. `ports` and `endpoints` are the ids of what there is by now.
+#[napi]
+pub async fn settle_sockets(
+    ports: Vec<String>,
+    endpoints: Vec<String>,
+) -> napi::Result<SettledSockets> {
+    with(move |fast_path| {
+        let parse = |ids: Vec<String>| {
+            ids.iter().map(|id| id.parse()).collect::<natbridge_datapath::Result<_>>()
+        };
+        let standing = fastpath::Standing { ports: parse(ports)?, endpoints: parse(endpoints)? };
+        let fastpath::Settled { followed, ended } = fast_path.settle_sockets(&standing)?;
+        Ok(SettledSockets { followed, ended })
+    })
+    .await
+}
+
+/// Ends the host's connections that the connect hooks have sent to targets which are about to go, and
+/// turns the hooks off; works without `loadFastPath()`.
+#[napi]
+pub async fn end_sockets(pin_directory: String) -> napi::Result<u32> {
+    run(move || fastpath::end_sockets(&pin_directory)).await
 }
 
 /// Makes the host's own addresses, loopback left out, exactly these.

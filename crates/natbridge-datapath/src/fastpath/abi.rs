@@ -10,9 +10,9 @@ mod skeleton {
 use std::net::{IpAddr, Ipv6Addr};
 
 pub use skeleton::types::{
-    nb_abi, nb_address, nb_answer, nb_answer_key, nb_config, nb_connect_result, nb_device,
+    nb_abi, nb_address, nb_address_kind, nb_config, nb_connect_result, nb_device,
     nb_device_counters, nb_device_flag, nb_drop, nb_event, nb_flow, nb_flow_key, nb_link_local,
-    nb_link_local_key, nb_path, nb_port, nb_port_key, nb_tuple,
+    nb_link_local_key, nb_path, nb_peer, nb_port, nb_port_key, nb_socket, nb_tuple,
 };
 
 /// Version of the maps' layout and meaning.
@@ -37,8 +37,6 @@ macro_rules! plain {
 }
 plain!(
     nb_address,
-    nb_answer,
-    nb_answer_key,
     nb_config,
     nb_device,
     nb_device_counters,
@@ -46,8 +44,10 @@ plain!(
     nb_flow_key,
     nb_link_local,
     nb_link_local_key,
+    nb_peer,
     nb_port,
-    nb_port_key
+    nb_port_key,
+    nb_socket
 );
 
 /// The value's bytes, as the kernel takes them.

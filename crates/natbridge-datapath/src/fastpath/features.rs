@@ -9,6 +9,7 @@ use nix::libc;
 
 use super::pins::is_bpffs;
 use crate::error::{Context, Result};
+use crate::host::can_end_sockets;
 
 /// What this kernel offers; `missing` says in words what keeps the fast path off.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,8 @@ pub struct KernelFeatures {
     pub conntrack_lookup: bool,
     pub cgroup_hooks: bool,
     pub sctp_sockets: bool,
+    /// Sockets that the connect hooks sent somewhere can be ended.
+    pub socket_destroy: bool,
     pub fast_path: bool,
     pub missing: Vec<String>,
 }
@@ -44,6 +47,7 @@ pub fn kernel_features() -> Result<KernelFeatures> {
         cgroup_hooks: !cgroup2.is_empty()
             && ProgramType::CgroupSockAddr.is_supported().unwrap_or(false),
         sctp_sockets: sctp_sockets(),
+        socket_destroy: can_end_sockets(),
         release,
         cgroup2,
         ..KernelFeatures::default()

@@ -16,6 +16,7 @@ use super::features::kernel_features;
 use super::namespace::host_namespace;
 use super::object::{CGROUP_PROGRAMS, Programs, Sizes, pinned_maps};
 use super::pins::Pins;
+use super::socket::{SocketList, release_sockets};
 use super::switches::Switches;
 use super::table::{PerCpu, Table};
 use super::{FastPath, KernelFeatures};
@@ -124,6 +125,7 @@ fn load_into(
         local_addresses: Table::open(pins, "local_addresses")?,
         link_locals: Table::open(pins, "link_locals")?,
         connect_results: PerCpu::open(pins, "connect_results")?,
+        sockets: SocketList::load(pins),
         changing: Mutex::new(()),
     };
     loaded.adopt_devices()?;
@@ -139,7 +141,9 @@ fn can_adopt(pins: &Pins, sizes: Sizes, cookie: u64) -> Result<bool> {
     for (name, fixed_size) in pinned_maps()? {
         let Ok(map) = pins.open_map(&name) else { return Ok(false) };
         // SK_STORAGE has no size of its own.
-        if name != "peers" && map.max_entries() != sizes.of(&name).unwrap_or(fixed_size) {
+        if !["peers", "answers"].contains(&name.as_str())
+            && map.max_entries() != sizes.of(&name).unwrap_or(fixed_size)
+        {
             return Ok(false);
         }
     }
@@ -221,6 +225,12 @@ pub fn unload(pin_directory: &str) -> Result<()> {
         switches.set_enabled(false);
         switches.set_connect_enabled(false);
     }
+    // While it is known which they are. Without the hooks they are where they should be as well as
+    // with them, but would be followed by nobody; a kernel that can't tell has had no hooks.
+    match release_sockets(&pins, false) {
+        Err(cause) if cause.kind() != ErrorKind::Unsupported => failures.push(cause.to_string()),
+        _ => {}
+    }
     if pins.map("devices").exists() {
         match detach_filters(&pins) {
             Ok(()) => {}
@@ -250,6 +260,18 @@ fn detach_filters(pins: &Pins) -> Result<()> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Io, failures.join("; "))) }
+}
+
+/// Ends the host's connections that the connect hooks have sent to targets which are about to go, and
+/// turns the hooks off; answers how many. Works from the pins, without loaded programs.
+///
+/// # Errors
+/// The kernel's.
+pub fn end_sockets(pin_directory: &str) -> Result<u32> {
+    match release_sockets(&Pins::new(pin_directory)?, true) {
+        Err(cause) if cause.kind() == ErrorKind::Unsupported => Ok(0),
+        released => released,
+    }
 }
 
 /// Turns learning and use of flows on or off; counting and the spoof check go on. Works from the

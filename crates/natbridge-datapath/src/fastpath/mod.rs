@@ -21,6 +21,7 @@ mod port;
 mod program;
 mod program_watch;
 mod reason;
+mod socket;
 mod switches;
 mod table;
 
@@ -31,17 +32,19 @@ pub use counters::{Count, DeviceCounters, FastPathCounters, PortCounters};
 pub use device::{DeviceRole, DeviceSpec};
 pub use features::{KernelFeatures, kernel_features};
 pub use flow::{FlowInfo, FlowTuple};
-pub use loader::{FastPathOptions, fast_path_enabled, set_fast_path_enabled, unload};
+pub use loader::{FastPathOptions, end_sockets, fast_path_enabled, set_fast_path_enabled, unload};
 pub use namespace::{HostNamespace, host_namespace};
 pub use object::Programs;
 pub use others::{ForeignHook, ForeignProgram};
 pub use pins::Pins;
-pub use port::{PortEntry, TransportProtocol};
+pub use port::{ObjectId, PortEntry, TransportProtocol};
 pub use program::ProgramInfo;
 pub use program_watch::ProgramWatch;
+pub use socket::{Settled, SocketList, Standing};
 pub use switches::Switches;
 pub use table::{PerCpu, Table};
 
+use crate::error::Result;
 use object::Sizes;
 use others::Moves;
 
@@ -68,6 +71,8 @@ pub struct FastPath {
     local_addresses: Table<nb_address, u32>,
     link_locals: Table<nb_link_local_key, nb_link_local>,
     connect_results: PerCpu<u64>,
+    /// Or why there is none.
+    sockets: Result<SocketList>,
     /// Held while devices, ports or addresses change: slots are chosen by looking at the maps.
     changing: Mutex<()>,
 }
@@ -88,9 +93,10 @@ impl FastPath {
         &self.switches
     }
 
-    /// Connect hooks serve loopback and local addresses, or leave all to others.
+    /// Connect hooks serve loopback and local addresses, or leave all to others; they do so where
+    /// [`Self::connect_hook_hindrance`] names a reason.
     pub fn set_connect_hook(&self, enabled: bool) {
-        self.switches.set_connect_enabled(enabled);
+        self.switches.set_connect_enabled(enabled && self.sockets.is_ok());
     }
 
     /// The programs, for tests that run them on packets of their own.

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use nix::libc;
 
 use super::FastPath;
-use super::abi::{nb_address, nb_port, nb_port_key};
+use super::abi::{bytes_of, nb_address, nb_address_kind, nb_port, nb_port_key};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Transport protocols of the fast path.
@@ -40,6 +41,25 @@ pub struct PortEntry {
     pub host_port: u16,
     pub target_address: IpAddr,
     pub target_port: u16,
+    /// The published port, and the endpoint the target address is of.
+    pub port_id: ObjectId,
+    pub endpoint_id: ObjectId,
+}
+
+/// The beginning of an object's id: by it a socket's storage tells an object from a later one with
+/// the same name, number or address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectId(pub u64);
+
+impl FromStr for ObjectId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let beginning = text.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        beginning.map(Self).ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("id {text:?}: 16 hexadecimal digits or more"))
+        })
+    }
 }
 
 impl PortEntry {
@@ -74,7 +94,7 @@ impl FastPath {
         let mut used = BTreeSet::new();
         let mut known = BTreeMap::new();
         for (key, port) in self.ports.entries()? {
-            let bytes = super::abi::bytes_of(&key).to_vec();
+            let bytes = bytes_of(&key).to_vec();
             if wanted.contains_key(&bytes) {
                 used.insert(port.slot);
                 known.insert(bytes, port);
@@ -86,7 +106,8 @@ impl FastPath {
         for (bytes, entry) in &wanted {
             self.set_port(entry, known.get(bytes), &mut free)?;
         }
-        Ok(())
+        let targets = ports.iter().map(|port| port.target_address);
+        self.set_addresses(nb_address_kind::NB_ADDRESS_TARGET, targets)
     }
 
     fn set_port(
@@ -97,8 +118,18 @@ impl FastPath {
     ) -> Result<()> {
         let address = nb_address::from(entry.target_address);
         let port = entry.target_port.to_be();
+        let wanted = nb_port {
+            address,
+            port,
+            padding: 0,
+            slot: 0,
+            port_id: entry.port_id.0,
+            endpoint_id: entry.endpoint_id.0,
+        };
         let slot = match known {
-            Some(old) if old.address.words == address.words && old.port == port => return Ok(()),
+            Some(old) if bytes_of(old) == bytes_of(&nb_port { slot: old.slot, ..wanted }) => {
+                return Ok(());
+            }
             Some(old) => old.slot,
             None => {
                 let slot = free.next().ok_or_else(|| {
@@ -108,7 +139,7 @@ impl FastPath {
                 slot
             }
         };
-        self.ports.set(&entry.key(), &nb_port { address, port, padding: 0, slot })
+        self.ports.set(&entry.key(), &nb_port { slot, ..wanted })
     }
 
     /// Makes the host's own addresses, loopback left out, exactly these.
@@ -117,15 +148,31 @@ impl FastPath {
     /// The kernel's.
     pub fn set_local_addresses(&self, addresses: &[IpAddr]) -> Result<()> {
         let _changing = self.lock();
+        self.set_addresses(nb_address_kind::NB_ADDRESS_LOCAL, addresses.iter().copied())
+    }
+
+    /// Makes the addresses of this kind exactly these. One that is the host's own is nothing else.
+    fn set_addresses(
+        &self,
+        kind: nb_address_kind,
+        addresses: impl Iterator<Item = IpAddr>,
+    ) -> Result<()> {
         let wanted: BTreeSet<[u32; 4]> =
-            addresses.iter().map(|address| nb_address::from(*address).words).collect();
-        for (address, _) in self.local_addresses.entries()? {
-            if !wanted.contains(&address.words) {
+            addresses.map(|address| nb_address::from(address).words).collect();
+        let mut known = BTreeMap::new();
+        for (address, is) in self.local_addresses.entries()? {
+            if is == kind.0 && !wanted.contains(&address.words) {
                 self.local_addresses.remove(&address)?;
+            } else {
+                known.insert(address.words, is);
             }
         }
         for words in wanted {
-            self.local_addresses.set(&nb_address { words }, &1)?;
+            let is = known.get(&words).copied();
+            if is == Some(kind.0) || is == Some(nb_address_kind::NB_ADDRESS_LOCAL.0) {
+                continue;
+            }
+            self.local_addresses.set(&nb_address { words }, &kind.0)?;
         }
         Ok(())
     }
@@ -140,7 +187,7 @@ fn index_ports(ports: &[PortEntry]) -> Result<BTreeMap<KeyBytes, PortEntry>> {
                 format!("port {}:{}: 0 is no port", entry.host_address, entry.host_port),
             ));
         }
-        if index.insert(super::abi::bytes_of(&entry.key()).to_vec(), *entry).is_some() {
+        if index.insert(bytes_of(&entry.key()).to_vec(), *entry).is_some() {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("port {}:{} is given twice", entry.host_address, entry.host_port),

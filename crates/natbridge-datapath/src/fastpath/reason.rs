@@ -56,6 +56,8 @@ pub const CONNECTS: &[(nb_connect_result, &str)] = &[
     (nb_connect_result::NB_CONNECT_ANSWER_MAPPED, "answer_mapped"),
     (nb_connect_result::NB_CONNECT_PEER_MAPPED, "peer_mapped"),
     (nb_connect_result::NB_CONNECT_UNJUDGED, "rules_unjudged"),
+    (nb_connect_result::NB_CONNECT_AMBIGUOUS, "ambiguous"),
+    (nb_connect_result::NB_CONNECT_CONNECTED, "connected"),
 ];
 
 #[cfg(test)]
