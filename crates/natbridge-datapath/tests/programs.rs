@@ -44,7 +44,7 @@ impl Bench {
         bench
     }
 
-    /// Fills the times until which flows may be in the cache: planting does not set them.
+    /// Fills the counts of flows that are in the cache: planting does not raise them.
     fn set_presence(&self, byte: u8) {
         let pins = Pins::new(&self.loaded.options.pin_directory).unwrap();
         let map = pins.open_map("presence").unwrap();
@@ -174,6 +174,7 @@ fn flow_to(bench: &Bench, packet: &Packet, result: &Packet, output: u32) -> nb_f
         lease_end: u64::MAX / 2,
         lease: 250_000_000,
         generation: bench.generation(),
+        learned: 1,
         path: nb_path {
             translated: to,
             arrival_macs: words(packet.destination_mac, packet.source_mac),

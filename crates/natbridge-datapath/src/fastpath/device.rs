@@ -177,6 +177,7 @@ impl FastPath {
         if entry.is_some() {
             // Flows still name its slot.
             self.bump_generation();
+            result = result.and(self.forget_flows(ifindex));
         }
         result
     }

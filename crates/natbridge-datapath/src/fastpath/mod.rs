@@ -10,12 +10,14 @@ mod counters;
 mod device;
 mod features;
 mod flow;
+mod keeper;
 mod loader;
 mod messages;
 mod namespace;
 mod object;
 mod pins;
 mod port;
+mod presence;
 mod program;
 mod reason;
 mod switches;
@@ -37,6 +39,8 @@ pub use program::ProgramInfo;
 pub use switches::Switches;
 pub use table::{PerCpu, Table};
 
+use keeper::Keeper;
+
 use abi::{nb_address, nb_device, nb_device_counters, nb_flow, nb_flow_key, nb_port, nb_port_key};
 
 /// The loaded fast path of one instance. Dropping it leaves pins, links and traffic as they are.
@@ -54,6 +58,8 @@ pub struct FastPath {
     port_connects: PerCpu<u64>,
     local_addresses: Table<nb_address, u32>,
     connect_results: PerCpu<u64>,
+    /// Serves the programs' requests while this lives.
+    _keeper: Keeper,
     /// Held while devices, ports or addresses change: slots are chosen by looking at the maps.
     changing: Mutex<()>,
 }

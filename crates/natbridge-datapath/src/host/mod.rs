@@ -4,6 +4,7 @@
 mod address;
 mod bridge;
 mod conntrack;
+mod conntrack_entry;
 mod endpoint;
 mod link;
 mod namespace;
@@ -23,6 +24,7 @@ pub use conntrack::{
     ConntrackEntry, ConntrackFilter, Protocol as ConntrackProtocol, Tuple, delete_conntrack,
     list_conntrack,
 };
+pub use conntrack_entry::ConntrackEntries;
 pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
 pub use link::{LinkInfo, delete_link, list_links};
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};

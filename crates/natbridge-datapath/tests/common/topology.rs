@@ -55,7 +55,6 @@ impl Topology {
         for (key, value) in [
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
-            ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
         ] {
             std::fs::write(format!("/proc/sys/{key}"), value).unwrap();
         }
