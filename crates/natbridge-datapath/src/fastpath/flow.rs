@@ -71,7 +71,8 @@ impl FastPath {
     pub(super) fn count_flows(&self) -> Result<u64> {
         let now = monotonic();
         let recent = |flow: &nb_flow| {
-            flow.learned != 0 && Duration::from_nanos(flow.lease_end.max(flow.seen_at)) + RECENT > now
+            flow.learned != 0
+                && Duration::from_nanos(flow.lease_end.max(flow.seen_at)) + RECENT > now
         };
         Ok(self.flows.entries()?.iter().filter(|(_, flow)| recent(flow)).count() as u64)
     }

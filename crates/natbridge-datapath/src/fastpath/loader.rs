@@ -22,6 +22,7 @@ use super::switches::Switches;
 use super::table::{PerCpu, Table};
 use super::{FastPath, KernelFeatures};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::host::{make_established_liberal, read_sysctl};
 
 /// How to load the fast path.
 #[derive(Clone, Debug)]
@@ -115,6 +116,10 @@ fn load_into(
             },
         )?;
     }
+    if !adopt && read_sysctl(TCP_BE_LIBERAL)?.as_deref() == Some("1") {
+        // Set by an earlier version whose fast connections would not survive its end.
+        make_established_liberal()?;
+    }
     let detected = if features.tcx { Mechanism::Tcx } else { Mechanism::Clsact };
     let loaded = FastPath {
         pins: pins.clone(),
@@ -136,6 +141,8 @@ fn load_into(
     loaded.attach_cgroup(&options.cgroup_path)?;
     Ok(loaded)
 }
+
+const TCP_BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// Length of the kernel's timer tick: the resolution of its coarse clocks (kernel/time/posix-timers.c,
 /// KTIME_LOW_RES).

@@ -61,8 +61,7 @@ impl Presence {
 
 /// As `presence_slot()` of `bpf/lib/presence.h`.
 fn slot(tuple: &nb_tuple) -> usize {
-    let addresses =
-        (tuple.source.words[3] ^ tuple.destination.words[3]).wrapping_mul(0x9e37_79b9);
+    let addresses = (tuple.source.words[3] ^ tuple.destination.words[3]).wrapping_mul(0x9e37_79b9);
     let sum = (addresses >> 16)
         + u32::from(u16::from_be(tuple.source_port))
         + u32::from(u16::from_be(tuple.destination_port));

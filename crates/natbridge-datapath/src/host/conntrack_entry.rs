@@ -8,7 +8,8 @@ use nix::libc;
 use super::conntrack::{
     CTA_IP_V4_DST, CTA_IP_V4_SRC, CTA_IP_V6_DST, CTA_IP_V6_SRC, CTA_PROTO_DST_PORT, CTA_PROTO_NUM,
     CTA_PROTO_SRC_PORT, CTA_PROTOINFO, CTA_PROTOINFO_TCP, CTA_TUPLE_IP, CTA_TUPLE_ORIG,
-    CTA_TUPLE_PROTO, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, STATE, Tuple, parse,
+    CTA_TUPLE_PROTO, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, Protocol, STATE, Tuple, list_conntrack,
+    parse,
 };
 use super::netlink::Netlink;
 use super::nla::{push, push_nested};
@@ -92,6 +93,27 @@ impl ConntrackEntries {
         push_nested(&mut request, CTA_PROTOINFO, &info);
         self.netlink.execute(IPCTNL_MSG_CT_NEW, 0, &request)
     }
+}
+
+/// Makes every established TCP connection liberal.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_established_liberal() -> Result<()> {
+    let established: Vec<Tuple> = list_conntrack()?
+        .into_iter()
+        .filter(|entry| entry.state == "ESTABLISHED" && entry.protocol == Protocol::Tcp)
+        .map(|entry| entry.original)
+        .collect();
+    let mut entries = ConntrackEntries::open()?;
+    for tuple in established {
+        match entries.make_liberal(&tuple) {
+            // It ended by itself meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 /// `struct nfgenmsg` and the tuple of a TCP connection: ctnetlink finds by that of either direction.

@@ -24,7 +24,7 @@ pub use conntrack::{
     ConntrackEntry, ConntrackFilter, Protocol as ConntrackProtocol, Tuple, delete_conntrack,
     list_conntrack,
 };
-pub use conntrack_entry::ConntrackEntries;
+pub use conntrack_entry::{ConntrackEntries, make_established_liberal};
 pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
 pub use link::{LinkInfo, delete_link, list_links};
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
