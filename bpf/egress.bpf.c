@@ -150,6 +150,25 @@ static __always_inline void renew(const struct nb_lesson *lesson, struct nb_flow
 	count_event(NB_RENEWED);
 }
 
+/*
+ * conntrack takes UDP for a stream, with a longer timeout, at its first packet two seconds after the
+ * beginning (nf_conntrack_udp_packet()): it must see the first packet from then on.
+ */
+static __always_inline void end_before_stream(const struct nb_lesson *lesson, struct nb_flow *flow,
+					      __u64 tick_nanoseconds)
+{
+	__u64 stream, ticks = bpf_jiffies64();
+
+	if (lesson->connection->status & IPS_ASSURED)
+		return;
+	stream = BPF_CORE_READ(lesson->entry, proto.udp.stream_ts);
+	if (stream <= ticks)
+		return;
+	stream = lesson->now + (stream - ticks) * tick_nanoseconds;
+	if (flow->lease_end > stream)
+		flow->lease_end = stream;
+}
+
 /* The other direction's flow, not learned yet: its packets are followed from now on. */
 static __always_inline int store_partner(const struct nb_lesson *lesson, struct nb_flow *stub)
 {
@@ -385,9 +404,12 @@ static __always_inline int learn_connection(const struct nb_lesson *lesson, __u6
 	partner = find_partner(&note->key, known);
 	if (tcp)
 		reason = lease_tcp(lesson, known, partner);
-	if (!reason)
-		renew(lesson, known, partner);
-	return reason;
+	if (reason)
+		return reason;
+	renew(lesson, known, partner);
+	if (!tcp)
+		end_before_stream(lesson, known, tick_nanoseconds);
+	return 0;
 }
 
 static __always_inline int learn(struct __sk_buff *skb, __u32 slot, const struct nb_device *device,

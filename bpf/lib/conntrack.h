@@ -90,8 +90,13 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct nf_ct_udp {
+	unsigned long stream_ts;
+};
+
 union nf_conntrack_proto {
 	struct ip_ct_tcp tcp;
+	struct nf_ct_udp udp;
 };
 
 struct nf_conn {
