@@ -157,11 +157,12 @@ static __always_inline void renew(const struct nb_lesson *lesson, struct nb_flow
 static __always_inline void end_before_stream(const struct nb_lesson *lesson, struct nb_flow *flow,
 					      __u64 tick_nanoseconds)
 {
+	struct nf_conn *entry = lesson->entry;
 	__u64 stream, ticks = bpf_jiffies64();
 
 	if (lesson->connection->status & IPS_ASSURED)
 		return;
-	stream = BPF_CORE_READ(lesson->entry, proto.udp.stream_ts);
+	stream = BPF_CORE_READ(entry, proto.udp.stream_ts);
 	if (stream <= ticks)
 		return;
 	stream = lesson->now + (stream - ticks) * tick_nanoseconds;

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 pub use skeleton::types::{
     nb_abi, nb_address, nb_answer, nb_answer_key, nb_config, nb_connect_result, nb_device,
     nb_device_counters, nb_device_flag, nb_drop, nb_event, nb_flow, nb_flow_key, nb_path, nb_port,
-    nb_port_key, nb_presence, nb_request, nb_request_kind, nb_tuple,
+    nb_port_key, nb_presence, nb_request, nb_request_kind, nb_tcp_side, nb_tuple,
 };
 
 /// Version of the maps' layout and meaning.
