@@ -151,8 +151,8 @@ static __always_inline void renew(const struct nb_lesson *lesson, struct nb_flow
 }
 
 /*
- * conntrack takes UDP for a stream, with a longer timeout, at its first packet two seconds after the
- * beginning (nf_conntrack_udp_packet()): it must see the first packet from then on.
+ * conntrack takes UDP for a stream, with a longer timeout, at its first packet two seconds after
+ * the beginning (nf_conntrack_udp_packet()): it must see the first packet from then on.
  */
 static __always_inline void end_before_stream(const struct nb_lesson *lesson, struct nb_flow *flow,
 					      __u64 tick_nanoseconds)

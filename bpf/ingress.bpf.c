@@ -312,7 +312,8 @@ static __always_inline int fast_path(struct __sk_buff *skb, struct nb_device_cou
 	reason = parse_packet(skb, &packet);
 	if (reason)
 		return pass(counters, enabled ? reason : NB_PASS_DISABLED);
-	/* Known flows are followed even where none may be used: they have left conntrack's sight. */
+	/* Known flows are followed even where none may be used: they have left conntrack's sight.
+	 */
 	if (may_be_cached(&packet.key.tuple))
 		flow = bpf_map_lookup_elem(&flows, &packet.key);
 	if (flow)

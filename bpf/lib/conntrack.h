@@ -201,8 +201,8 @@ static __always_inline bool has_timeout_policy(struct nf_conn *entry)
 {
 	if (!bpf_core_enum_value_exists(enum nf_ct_ext_id___nb, NF_CT_EXT_TIMEOUT___nb))
 		return false;
-	return has_extension(entry, bpf_core_enum_value(enum nf_ct_ext_id___nb,
-							NF_CT_EXT_TIMEOUT___nb));
+	return has_extension(entry,
+			     bpf_core_enum_value(enum nf_ct_ext_id___nb, NF_CT_EXT_TIMEOUT___nb));
 }
 
 /*

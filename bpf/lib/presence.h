@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Most packets of short connections belong to no cached flow. Counts of the cached flows by a few
- * bits of their tuples tell so without a lookup in the cache. Userspace counts down what it deletes.
+ * bits of their tuples tell so without a lookup in the cache. Userspace counts down what it
+ * deletes.
  */
 #ifndef NB_PRESENCE_H
 #define NB_PRESENCE_H

@@ -2,7 +2,8 @@
 /*
  * What passes between conntrack and the numbers of tcp.h. They begin as conntrack's. Once packets
  * have passed it by, conntrack's own stand still: tcp_in_window() leaves as they are the numbers of
- * an entry to which it must be liberal. From then on the timeout that it sets is set right after it.
+ * an entry to which it must be liberal. From then on the timeout that it sets is set right after
+ * it.
  */
 #ifndef NB_TCP_CONNTRACK_H
 #define NB_TCP_CONNTRACK_H
@@ -86,9 +87,8 @@ static __always_inline bool unacknowledged(const struct nb_flow *sender,
  * During a lease the acknowledgement of new data may pass conntrack by, so such data counts as
  * acknowledged; if it is not, it comes again, until it comes here.
  */
-static __always_inline __u32 timeout_kind(const struct nb_flow *flow,
-					  const struct nb_flow *partner, __u8 max_retrans,
-					  __u64 now)
+static __always_inline __u32 timeout_kind(const struct nb_flow *flow, const struct nb_flow *partner,
+					  __u8 max_retrans, __u64 now)
 {
 	bool leased = flow->lease_end > now || partner->lease_end > now;
 	bool waiting = unacknowledged(flow, partner) || unacknowledged(partner, flow);

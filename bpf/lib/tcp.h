@@ -2,8 +2,8 @@
 /*
  * What conntrack would know of a TCP connection had it seen all of it, and how it would judge:
  * tcp_in_window() and nf_conntrack_tcp_packet() of net/netfilter/nf_conntrack_proto_tcp.c, the same
- * in Linux 6.1 and 6.18. Each direction keeps its own numbers, so that a fast packet touches nothing
- * but its own flow.
+ * in Linux 6.1 and 6.18. Each direction keeps its own numbers, so that a fast packet touches
+ * nothing but its own flow.
  */
 #ifndef NB_TCP_H
 #define NB_TCP_H
@@ -84,8 +84,8 @@ static __always_inline bool track(struct nb_flow *flow, const struct nb_packet *
 	} else if (flow->trusted && !near_window(side, packet)) {
 		return false;
 	}
-	flow->repeated = packet->tcp_end != packet->tcp_sequence &&
-			 !sequence_after(packet->tcp_end, side->end);
+	flow->repeated =
+	    packet->tcp_end != packet->tcp_sequence && !sequence_after(packet->tcp_end, side->end);
 	note_repetition(flow, packet, now);
 	flow->seen_at = now;
 	if (sequence_after(packet->tcp_end, side->end))
@@ -119,8 +119,8 @@ static __always_inline enum nb_judgement judge_window(const struct nb_tcp_side *
 						      const struct nb_packet *packet)
 {
 	__u32 ack = packet->tcp_ack, end = packet->tcp_end;
-	bool in_receive_window = !receiver->window ||
-				 sequence_after(end, sender->end - receiver->window - 1);
+	bool in_receive_window =
+	    !receiver->window || sequence_after(end, sender->end - receiver->window - 1);
 	bool old_ack;
 
 	if (!(packet->tcp_flags & NB_TCP_ACK) || (packet->tcp_flags & NB_TCP_RST && !ack))
@@ -142,8 +142,7 @@ static __always_inline bool reset_is_exact(const struct nb_flow *flow,
 					   const struct nb_tcp_side *receiver,
 					   const struct nb_packet *packet)
 {
-	return packet->tcp_sequence == receiver->ack ||
-	       packet->tcp_sequence == flow->side.last_end;
+	return packet->tcp_sequence == receiver->ack || packet->tcp_sequence == flow->side.last_end;
 }
 
 static __always_inline enum nb_judgement judge_close(const struct nb_flow *flow,

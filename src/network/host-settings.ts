@@ -6,7 +6,7 @@ import type { State } from "./state.ts";
 
 const forwarding4 = "net/ipv4/ip_forward";
 const forwarding6 = "net/ipv6/conf/all/forwarding";
-/** Set by natbridge 1.0 for all connections; now conntrack is told of each one that needs it. */
+/** Set by earlier versions for all connections; now conntrack is told of each one that needs it. */
 const formerlySet = ["net/netfilter/nf_conntrack_tcp_be_liberal"];
 
 export class HostSettings {

@@ -156,7 +156,9 @@ export const connectionScenarios: Scenario[] = [
             ...["pingpong", addresses.host[family], hostPort, localPort, `${host} ${deletion}`],
           ]);
         const survived = { deleted: 6, error: "" };
-        const ways = families.flatMap((family) => [41_001, 41_002].map((port) => [family, port] as const));
+        const ways = families.flatMap((family) =>
+          [41_001, 41_002].map((port) => [family, port] as const),
+        );
         const outcomes = ways.map(([family, port]) =>
           pingpong(family, port, `-D -f ${family} -p tcp --orig-port-src ${port}`),
         );
