@@ -51,6 +51,8 @@ struct nb_config {
 	__u32 rules_seen;
 	/* What rules_seen was when the judged rules were read. */
 	__u32 rules_judged;
+	/* Of the kernel's timer interrupt: conntrack counts its timeouts in them. */
+	__u64 tick_nanoseconds;
 };
 
 enum nb_device_flag {
@@ -112,6 +114,8 @@ enum nb_drop {
 	NB_DROP_REWRITE_FAILED,
 	/* Its checksum was to be written where its transport has none. */
 	NB_DROP_FALSE_OFFLOAD,
+	/* A FIN or RST that conntrack would call invalid had it seen the connection whole. */
+	NB_DROP_TCP_INVALID,
 	NB_DROP_COUNT,
 };
 
@@ -161,8 +165,32 @@ struct nb_path {
 	__u32 ttl_decrement;
 };
 
+/* One direction of a TCP connection, as conntrack's struct ip_ct_tcp_state has it. */
+struct nb_tcp_side {
+	/* The number after the highest sent. */
+	__u32 end;
+	/* The highest acknowledgement sent, and the highest end of a window offered. */
+	__u32 ack;
+	__u32 edge;
+	/* The largest window offered, by this side and by the other one when last heard of. */
+	__u32 window;
+	__u32 peer_window;
+	/* The last packet, to tell one that is sent again. */
+	__u32 last_sequence;
+	__u32 last_ack;
+	__u32 last_end;
+	__u16 last_window;
+	__u8 scale;
+	/* How often the last packet came again. */
+	__u8 repeats;
+};
+
+/*
+ * One direction of a connection. It is kept as long as conntrack's entry, for what conntrack can't
+ * know any more once packets have passed it by.
+ */
 struct nb_flow {
-	/* CLOCK_MONOTONIC nanoseconds. */
+	/* CLOCK_MONOTONIC nanoseconds; 0 when there is no lease. */
 	__u64 lease_end;
 	/* Nanoseconds. */
 	__u32 lease;
@@ -170,7 +198,38 @@ struct nb_flow {
 	/* Packets since the lease began, for its next length. */
 	__u32 lease_packets;
 	struct nb_path path;
-	__u32 padding;
+	/* Bytes, so that each is written without touching another. */
+	/* The path is what the kernel path made of a packet. */
+	__u8 learned;
+	/* The numbers below are what conntrack alone would hold. */
+	__u8 trusted;
+	/* The numbers below are of this connection at all. */
+	__u8 seeded;
+	/* Packets have passed conntrack by. */
+	__u8 used;
+	/* The entry is, or is asked to be, one whose windows conntrack does not judge. */
+	__u8 liberal;
+	/* The direction of conntrack's reply tuple. */
+	__u8 reply;
+	/* A FIN has been seen. */
+	__u8 closing;
+	/* The last packet repeated data. */
+	__u8 repeated;
+	/* nf_conntrack_tcp_ignore_invalid_rst is set. */
+	__u8 ignore_invalid_rst;
+	/* Times that the packet of refused_sequence was refused. */
+	__u8 refusals;
+	__u16 spare;
+	__u32 refused_sequence;
+	/* Nanoseconds: of the last packet, of the first of its repetitions, of the last request to
+	 * userspace, of the first refusal. */
+	__u64 seen_at;
+	__u64 repeats_since;
+	__u64 asked_at;
+	__u64 refused_since;
+	/* conntrack's entry. */
+	__u64 entry;
+	struct nb_tcp_side side;
 	/* Fast packets and their bytes. Plain additions: a flow that moves between CPUs may lose
 	 * some. */
 	__u64 packets;
@@ -181,7 +240,24 @@ struct nb_flow {
 #define NB_PRESENCE_SLOTS 16384
 
 struct nb_presence {
-	__u32 until[NB_PRESENCE_SLOTS];
+	__u32 flows[NB_PRESENCE_SLOTS];
+};
+
+/* What egress and ingress ask of userspace, which alone can change conntrack's TCP state. */
+enum nb_request_kind {
+	/* Judge no windows of this entry: it is about to be learned. */
+	NB_REQUEST_LIBERAL,
+	/* A valid RST has ended the connection. */
+	NB_REQUEST_CLOSE,
+};
+
+struct nb_request {
+	/* Of either direction. */
+	struct nb_tuple tuple;
+	__u8 family;
+	/* enum nb_request_kind */
+	__u8 kind;
+	__u16 padding;
 };
 
 /* What ingress saw of a packet that egress may learn from. */
@@ -192,7 +268,9 @@ struct nb_note {
 	__u32 generation;
 	__u8 ttl;
 	__u8 traffic_class;
-	__u16 padding;
+	/* Nothing is to be learned: only conntrack's timeout is to be set right. */
+	__u8 settle_only;
+	__u8 padding;
 };
 
 /*
@@ -229,6 +307,10 @@ enum nb_event {
 	NB_PASS_UNJUDGED,
 	/* The route does more than forward. */
 	NB_PASS_ROUTE,
+	NB_PASS_OUT_OF_WINDOW,
+	NB_PASS_NOT_LIBERAL,
+	NB_PASS_ONE_DIRECTION,
+	NB_PASS_TIMEOUT_POLICY,
 	NB_EVENT_COUNT,
 };
 

@@ -10,34 +10,27 @@
 #include "lib/note.h"
 #include "lib/offload.h"
 #include "lib/packet.h"
+#include "lib/pair.h"
 #include "lib/presence.h"
+#include "lib/request.h"
 #include "lib/rewrite.h"
 #include "lib/spoof.h"
+#include "lib/tcp.h"
 #include "lib/verdict.h"
 
 /* skb->pkt_type, linux/if_packet.h */
 #define NB_PACKET_HOST 0
 
+/* No action of a program's: the packet is to be carried on. */
+#define NB_KNOWN_GOES_ON 1000
+
 /* A flow that brings fewer packets per longest lease than this is not renewed every time. */
 #define NB_SLOW_FLOW_PACKETS 2
 #define NB_LONGEST_LEASE 1000000000U
 
-/* FIN and RST: neither direction stays in the cache. */
-static __always_inline void forget_flow(const struct nb_packet *packet)
-{
-	struct nb_flow *flow = bpf_map_lookup_elem(&flows, &packet->key);
-	struct nb_flow_key reverse = {};
-
-	if (!flow)
-		return;
-	reverse.ifindex = flow->path.output_ifindex;
-	tuple_invert(&reverse.tuple, &flow->path.translated);
-	reverse.protocol = packet->key.protocol;
-	reverse.family = packet->key.family;
-	bpf_map_delete_elem(&flows, &reverse);
-	bpf_map_delete_elem(&flows, &packet->key);
-	count_event(NB_INVALIDATED);
-}
+/* Whoever sends the same FIN or RST so often, and for so long, is the real end: let it through. */
+#define NB_REFUSALS_MAX 4
+#define NB_REFUSALS_TIME 3000000000ULL
 
 static __always_inline bool same_macs(const __u16 *a, const __u16 *b)
 {
@@ -103,6 +96,17 @@ static __always_inline int drop(struct nb_device_counters *counters, __u32 reaso
 	return TC_ACT_SHOT;
 }
 
+/* A known flow's packet goes by the kernel path: conntrack's timeout must come out right. */
+static __always_inline int pass_known(struct __sk_buff *skb, const struct nb_packet *packet,
+				      const struct nb_flow *flow,
+				      struct nb_device_counters *counters, __u32 generation,
+				      int reason)
+{
+	if (flow->used)
+		leave_note(skb, packet, flow_hash(&packet->key), generation, true);
+	return pass(counters, reason);
+}
+
 /* The packet goes by the kernel path, and egress is to learn where that leads. */
 static __always_inline int pass_unknown(struct __sk_buff *skb, const struct nb_packet *packet,
 					struct nb_device_counters *counters, __u32 generation)
@@ -112,37 +116,61 @@ static __always_inline int pass_unknown(struct __sk_buff *skb, const struct nb_p
 	if (sampled(counters)) {
 		hash = flow_hash(&packet->key);
 		if (flow_is_worth_learning(hash))
-			leave_note(skb, packet, hash, generation);
+			leave_note(skb, packet, hash, generation, false);
 	}
 	return pass(counters, NB_PASS_UNKNOWN_FLOW);
 }
 
+/*
+ * The reply direction's lease ends with the first packet of the original direction that takes the
+ * kernel path, and not before: should conntrack's entry be gone, the side that can make it anew as
+ * it was makes it.
+ */
+static __always_inline void end_both_leases(const struct nb_packet *packet, struct nb_flow *flow)
+{
+	struct nb_flow *partner;
+
+	if (!flow->lease_end)
+		return;
+	flow->lease_end = 0;
+	if (flow->reply)
+		return;
+	partner = find_partner(&packet->key, flow);
+	if (partner)
+		partner->lease_end = 0;
+}
+
 /* The lease is over: this packet renews it, unless the flow is too slow to gain from it. */
 static __always_inline int pass_expired(struct __sk_buff *skb, const struct nb_packet *packet,
-					const struct nb_flow *flow,
-					struct nb_device_counters *counters, __u32 generation)
+					struct nb_flow *flow, struct nb_device_counters *counters,
+					__u32 generation)
 {
 	bool slow = flow->lease >= NB_LONGEST_LEASE && flow->lease_packets < NB_SLOW_FLOW_PACKETS;
 
-	count_event(flow->generation == generation ? NB_EXPIRED : NB_INVALIDATED);
+	if (flow->lease_end)
+		count_event(flow->generation == generation ? NB_EXPIRED : NB_INVALIDATED);
+	end_both_leases(packet, flow);
 	if (!slow || sampled(counters))
-		leave_note(skb, packet, flow_hash(&packet->key), generation);
+		leave_note(skb, packet, flow_hash(&packet->key), generation, false);
+	else
+		return pass_known(skb, packet, flow, counters, generation, NB_PASS_LEASE_OVER);
 	return pass(counters, NB_PASS_LEASE_OVER);
 }
 
 static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet *packet,
-				   struct nb_flow *flow, struct nb_device_counters *counters)
+				   struct nb_flow *flow, struct nb_device_counters *counters,
+				   __u32 generation)
 {
 	int reason = check_flow(packet, flow);
 	__u32 bytes;
 
 	if (reason)
-		return pass(counters, reason);
+		return pass_known(skb, packet, flow, counters, generation, reason);
 	switch (rewrite_packet(skb, packet, &flow->path)) {
 	case NB_REWRITTEN:
 		break;
 	case NB_UNTOUCHED:
-		return pass(counters, NB_PASS_NOT_WRITABLE);
+		return pass_known(skb, packet, flow, counters, generation, NB_PASS_NOT_WRITABLE);
 	default:
 		return drop(counters, NB_DROP_REWRITE_FAILED);
 	}
@@ -156,40 +184,156 @@ static __always_inline int forward(struct __sk_buff *skb, const struct nb_packet
 	return send_on(skb, &flow->path);
 }
 
+/* A real end repeats what is not answered, for long; then the numbers here must be wrong. */
+static __always_inline bool refuse(struct nb_flow *flow, const struct nb_packet *packet, __u64 now)
+{
+	if (!flow->refusals || flow->refused_sequence != packet->tcp_sequence) {
+		flow->refused_sequence = packet->tcp_sequence;
+		flow->refused_since = now;
+		flow->refusals = 0;
+	}
+	if (flow->refusals < NB_REFUSALS_MAX) {
+		flow->refusals += 1;
+		return true;
+	}
+	return now - flow->refused_since < NB_REFUSALS_TIME;
+}
+
+/* A RST that conntrack, whose numbers are old, may not know for one that ends the connection. */
+static __always_inline void reset(const struct nb_packet *packet, struct nb_flow *flow,
+				  struct nb_flow *partner)
+{
+	if (flow->trusted && !reset_is_exact(flow, &partner->side, packet)) {
+		/* Who was meant may object, and conntrack must see that. */
+		flow->lease_end = 0;
+		partner->lease_end = 0;
+		return;
+	}
+	request(&packet->key, NB_REQUEST_CLOSE);
+	forget_pair(&packet->key, flow);
+}
+
+/* FIN and RST of a connection whose windows conntrack does not judge: enum nb_judgement. */
+static __always_inline enum nb_judgement close_flow(const struct nb_packet *packet,
+						    struct nb_flow *flow, __u64 now)
+{
+	struct nb_flow *partner = find_partner(&packet->key, flow);
+	enum nb_judgement judgement;
+
+	/* An entry that never left conntrack's sight is conntrack's to judge. */
+	if (!partner || !flow->liberal) {
+		forget_pair(&packet->key, flow);
+		count_event(NB_INVALIDATED);
+		return NB_TCP_ACCEPT;
+	}
+	if (flow->trusted && partner->trusted) {
+		judgement = judge_close(flow, &partner->side, packet);
+		if (judgement != NB_TCP_ACCEPT && refuse(flow, packet, now))
+			return judgement;
+	}
+	count_event(NB_INVALIDATED);
+	if (packet->tcp_flags & NB_TCP_RST) {
+		reset(packet, flow, partner);
+		return NB_TCP_ACCEPT;
+	}
+	track(flow, packet, now);
+	flow->lease_end = 0;
+	partner->lease_end = 0;
+	flow->closing = 1;
+	if (partner->closing)
+		forget_pair(&packet->key, flow);
+	return NB_TCP_ACCEPT;
+}
+
+static __always_inline bool leased(const struct nb_flow *flow, __u32 generation, __u64 now)
+{
+	return flow->generation == generation && now < flow->lease_end;
+}
+
+static __always_inline int known_tcp(struct __sk_buff *skb, const struct nb_packet *packet,
+				     struct nb_flow *flow, struct nb_device_counters *counters,
+				     __u32 generation, __u64 now)
+{
+	__u8 flags = packet->tcp_flags;
+
+	if (flags & NB_TCP_SYN) {
+		/* A connection of the same tuple may begin: egress will see whether it does. */
+		leave_note(skb, packet, flow_hash(&packet->key), generation, true);
+		return pass(counters, NB_PASS_TCP_FLAGS);
+	}
+	if (flags & (NB_TCP_FIN | NB_TCP_RST)) {
+		switch (close_flow(packet, flow, now)) {
+		case NB_TCP_ACCEPT:
+			return pass(counters, NB_PASS_TCP_FLAGS);
+		case NB_TCP_IGNORE:
+			/* conntrack would believe it: only the fast path can carry it. */
+			if (leased(flow, generation, now))
+				return forward(skb, packet, flow, counters, generation);
+			return drop(counters, NB_DROP_TCP_INVALID);
+		default:
+			return drop(counters, NB_DROP_TCP_INVALID);
+		}
+	}
+	if (!(flags & NB_TCP_ACK))
+		return pass(counters, NB_PASS_TCP_FLAGS);
+	if (!track(flow, packet, now))
+		return pass(counters, NB_PASS_OUT_OF_WINDOW);
+	if (flow->closing)
+		return pass(counters, NB_PASS_TCP_FLAGS);
+	if (flags & NB_TCP_URG)
+		return pass_known(skb, packet, flow, counters, generation, NB_PASS_TCP_FLAGS);
+	return NB_KNOWN_GOES_ON;
+}
+
+static __always_inline int known_flow(struct __sk_buff *skb, const struct nb_packet *packet,
+				      struct nb_flow *flow, struct nb_device_counters *counters,
+				      const struct nb_config *config, __u32 generation,
+				      bool enabled)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	int action;
+
+	if (packet->key.protocol == IPPROTO_TCP) {
+		action = known_tcp(skb, packet, flow, counters, generation, now);
+		if (action != NB_KNOWN_GOES_ON)
+			return action;
+	} else {
+		flow->seen_at = now;
+	}
+	if (!enabled)
+		return pass_known(skb, packet, flow, counters, generation, NB_PASS_DISABLED);
+	if (!verdict_stands(config, now))
+		return pass_known(skb, packet, flow, counters, generation, NB_PASS_UNJUDGED);
+	if (!leased(flow, generation, now))
+		return pass_expired(skb, packet, flow, counters, generation);
+	return forward(skb, packet, flow, counters, generation);
+}
+
 static __always_inline int fast_path(struct __sk_buff *skb, struct nb_device_counters *counters,
-				     const struct nb_config *config, __u32 generation)
+				     const struct nb_config *config, __u32 generation, bool enabled)
 {
 	struct nb_packet packet;
-	struct nb_flow *flow;
-	bool may_have;
-	__u64 now;
+	struct nb_flow *flow = 0;
 	int reason;
 
 	reason = parse_packet(skb, &packet);
 	if (reason)
-		return pass(counters, reason);
+		return pass(counters, enabled ? reason : NB_PASS_DISABLED);
+	/* Known flows are followed even where none may be used: they have left conntrack's sight.
+	 */
+	if (may_be_cached(&packet.key.tuple))
+		flow = bpf_map_lookup_elem(&flows, &packet.key);
+	if (flow)
+		return known_flow(skb, &packet, flow, counters, config, generation, enabled);
+	if (!enabled)
+		return pass(counters, NB_PASS_DISABLED);
 	if (packet.key.protocol == IPPROTO_TCP &&
-	    (packet.tcp_flags & (NB_TCP_FIN | NB_TCP_SYN | NB_TCP_RST)) == NB_TCP_SYN)
+	    (packet.tcp_flags & (NB_TCP_FIN | NB_TCP_SYN | NB_TCP_RST | NB_TCP_URG | NB_TCP_ACK)) !=
+		NB_TCP_ACK)
 		return pass(counters, NB_PASS_TCP_FLAGS);
-	now = bpf_ktime_get_coarse_ns();
-	may_have = may_be_cached(&packet.key.tuple, now);
-	if (packet.key.protocol == IPPROTO_TCP) {
-		__u8 flags = packet.tcp_flags;
-
-		if (may_have && flags & (NB_TCP_FIN | NB_TCP_RST))
-			forget_flow(&packet);
-		if ((flags & (NB_TCP_FIN | NB_TCP_SYN | NB_TCP_RST | NB_TCP_URG | NB_TCP_ACK)) !=
-		    NB_TCP_ACK)
-			return pass(counters, NB_PASS_TCP_FLAGS);
-	}
-	if (!verdict_stands(config, now))
+	if (!verdict_stands(config, bpf_ktime_get_coarse_ns()))
 		return pass(counters, NB_PASS_UNJUDGED);
-	flow = may_have ? bpf_map_lookup_elem(&flows, &packet.key) : 0;
-	if (!flow)
-		return pass_unknown(skb, &packet, counters, generation);
-	if (flow->generation != generation || now >= flow->lease_end)
-		return pass_expired(skb, &packet, flow, counters, generation);
-	return forward(skb, &packet, flow, counters);
+	return pass_unknown(skb, &packet, counters, generation);
 }
 
 SEC("tcx/ingress")
@@ -227,7 +371,6 @@ int nb_ingress(struct __sk_buff *skb)
 	}
 	if (device->flags & NB_DEVICE_ENDPOINT && !offload_is_harmless(skb))
 		return drop(counters, NB_DROP_FALSE_OFFLOAD);
-	if (!config->enabled || !(device->flags & NB_DEVICE_FAST_PATH))
-		return pass(counters, NB_PASS_DISABLED);
-	return fast_path(skb, counters, config, generation);
+	return fast_path(skb, counters, config, generation,
+			 config->enabled && device->flags & NB_DEVICE_FAST_PATH);
 }

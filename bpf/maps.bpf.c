@@ -10,6 +10,7 @@ struct nb_presence_map presence SEC(".maps");
 struct nb_notes_map notes SEC(".maps");
 struct nb_sightings_map sightings SEC(".maps");
 struct nb_scratch_map scratch SEC(".maps");
+struct nb_requests_map requests SEC(".maps");
 struct nb_events_map events SEC(".maps");
 struct nb_ports_map ports SEC(".maps");
 struct nb_port_connects_map port_connects SEC(".maps");
@@ -25,6 +26,8 @@ const enum nb_drop nb_drop_type = NB_DROP_COUNT;
 const enum nb_event nb_event_type = NB_EVENT_COUNT;
 const enum nb_connect_result nb_connect_result_type = NB_CONNECT_COUNT;
 const struct nb_socket nb_socket_type = {};
+const enum nb_request_kind nb_request_kind_type = NB_REQUEST_LIBERAL;
+const struct nb_request nb_request_type = {};
 const enum nb_abi nb_abi_type = NB_ABI;
 const enum nb_address_kind nb_address_kind_type = NB_ADDRESS_LOCAL;
 

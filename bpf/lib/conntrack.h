@@ -46,20 +46,63 @@ struct nf_conntrack_tuple_hash {
 };
 
 struct nf_ct_ext {
-	__u8 offset[1];
+	__u8 offset[16];
+};
+
+enum nf_ct_ext_id___nb {
+	NF_CT_EXT_TIMEOUT___nb,
+};
+
+struct ip_ct_tcp_state {
+	__u32 td_end;
+	__u32 td_maxend;
+	__u32 td_maxwin;
+	__u32 td_maxack;
+	__u8 td_scale;
+	__u8 flags;
 };
 
 struct ip_ct_tcp {
+	struct ip_ct_tcp_state seen[2];
 	__u8 state;
+};
+
+struct nf_tcp_net {
+	unsigned int timeouts[TCP_CONNTRACK_TIMEOUT_MAX];
+	__u8 tcp_be_liberal;
+	__u8 tcp_max_retrans;
+	__u8 tcp_ignore_invalid_rst;
+};
+
+struct nf_ip_net {
+	struct nf_tcp_net tcp;
+};
+
+struct netns_ct {
+	struct nf_ip_net nf_ct_proto;
+};
+
+struct net {
+	struct netns_ct ct;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct nf_ct_udp {
+	unsigned long stream_ts;
 };
 
 union nf_conntrack_proto {
 	struct ip_ct_tcp tcp;
+	struct nf_ct_udp udp;
 };
 
 struct nf_conn {
 	struct nf_conntrack_tuple_hash tuplehash[2];
 	unsigned long status;
+	possible_net_t ct_net;
 	struct nf_ct_ext *ext;
 	union nf_conntrack_proto proto;
 };
@@ -79,6 +122,7 @@ struct bpf_ct_opts___nb {
 extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
 					 __u32 tuple__sz, struct bpf_ct_opts___nb *opts,
 					 __u32 opts__sz) __ksym;
+extern int bpf_ct_change_timeout(struct nf_conn *conn, __u32 milliseconds) __ksym;
 extern void bpf_ct_release(struct nf_conn *conn) __ksym;
 
 /* What the fast path needs of the entry of a leaving packet. */
@@ -86,8 +130,13 @@ struct nb_connection {
 	/* The packet's tuple before NAT. */
 	struct nb_tuple original;
 	__u64 status;
+	/* Direction of the packet. */
+	__u8 direction;
 	__u8 tcp_state;
+	/* conntrack accepts what lies outside of the windows it knows, in both directions. */
+	bool liberal;
 	bool helper;
+	bool timeout_policy;
 };
 
 static __always_inline void fill_sock_tuple4(struct bpf_sock_tuple *to, const struct nb_tuple *from)
@@ -136,41 +185,60 @@ static __always_inline void read_tuple(struct nb_tuple *to, struct nf_conntrack_
 	}
 }
 
-static __always_inline bool has_helper(struct nf_conn *entry)
+static __always_inline bool has_extension(struct nf_conn *entry, __u32 id)
 {
 	struct nf_ct_ext *extensions = BPF_CORE_READ(entry, ext);
 	__u8 offset = 0;
 
 	if (!extensions)
 		return false;
-	bpf_core_read(&offset, sizeof(offset), &extensions->offset[NB_EXTENSION_HELPER]);
+	bpf_core_read(&offset, sizeof(offset), &extensions->offset[id]);
 	return offset;
 }
 
+/* By a rule (ct timeout, CT --timeout): nf_ct_timeout_lookup(). */
+static __always_inline bool has_timeout_policy(struct nf_conn *entry)
+{
+	if (!bpf_core_enum_value_exists(enum nf_ct_ext_id___nb, NF_CT_EXT_TIMEOUT___nb))
+		return false;
+	return has_extension(entry,
+			     bpf_core_enum_value(enum nf_ct_ext_id___nb, NF_CT_EXT_TIMEOUT___nb));
+}
+
 /*
- * Finds the entry of a packet that has been through NAT: by the tuple of the packet that would
+ * The entry of a packet that has been through NAT: found by the tuple of the packet that would
  * answer it. The entry's tuple of the other direction is then this packet before NAT.
  */
-static __always_inline bool find_connection(struct __sk_buff *skb, const struct nb_packet *packet,
-					    struct nb_connection *connection)
+static __always_inline struct nf_conn *find_connection(struct __sk_buff *skb,
+						       const struct nb_packet *packet,
+						       struct nb_connection *connection)
 {
 	struct bpf_ct_opts___nb opts = {
 	    .netns_id = NB_CURRENT_NETNS,
 	    .l4proto = packet->key.protocol,
 	};
 	struct nf_conn *entry = lookup_answer(skb, packet, &opts);
+	__u8 flags0, flags1;
 
 	if (!entry)
-		return false;
+		return 0;
 	if (opts.dir)
 		read_tuple(&connection->original, &entry->tuplehash[0].tuple, packet->key.family);
 	else
 		read_tuple(&connection->original, &entry->tuplehash[1].tuple, packet->key.family);
+	connection->direction = !opts.dir;
 	connection->status = BPF_CORE_READ(entry, status);
-	connection->tcp_state = BPF_CORE_READ(entry, proto.tcp.state);
-	connection->helper = has_helper(entry);
-	bpf_ct_release(entry);
-	return true;
+	connection->helper = has_extension(entry, NB_EXTENSION_HELPER);
+	connection->timeout_policy = has_timeout_policy(entry);
+	connection->tcp_state = 0;
+	connection->liberal = true;
+	if (packet->key.protocol == IPPROTO_TCP) {
+		connection->tcp_state = BPF_CORE_READ(entry, proto.tcp.state);
+		flags0 = BPF_CORE_READ(entry, proto.tcp.seen[0].flags);
+		flags1 = BPF_CORE_READ(entry, proto.tcp.seen[1].flags);
+		connection->liberal = flags0 & flags1 & IP_CT_TCP_FLAG_BE_LIBERAL;
+	}
+	return entry;
 }
 
 /* 0, or why the connection is none to cache now (enum nb_event). */
@@ -184,6 +252,9 @@ static __always_inline int check_connection(const struct nb_packet *packet,
 		needed |= IPS_ASSURED;
 		if (connection->tcp_state != TCP_CONNTRACK_ESTABLISHED)
 			return NB_PASS_CONNTRACK_STATE;
+		/* Its timeouts are not the ones that would be set here. */
+		if (connection->timeout_policy)
+			return NB_PASS_TIMEOUT_POLICY;
 	}
 	if ((connection->status & needed) != needed || connection->status & IPS_DYING)
 		return NB_PASS_CONNTRACK_STATE;

@@ -56,9 +56,12 @@ struct nb_device_counters_map {
 };
 extern struct nb_device_counters_map device_counters SEC(".maps");
 
-/* The cache. Set before load. */
+/*
+ * The cache. Set before load. Full, it takes no more: what has left conntrack's sight must not be
+ * forgotten for something new.
+ */
 struct nb_flows_map {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct nb_flow_key);
 	__type(value, struct nb_flow);
@@ -68,6 +71,7 @@ extern struct nb_flows_map flows SEC(".maps");
 /* See presence.h. One element, because elements of their own would be padded to eight bytes. */
 struct nb_presence_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct nb_presence);
@@ -92,14 +96,21 @@ struct nb_sightings_map {
 };
 extern struct nb_sightings_map sightings SEC(".maps");
 
-/* Where egress puts a flow together: too big for the stack. */
+/* Where egress puts a flow together, and one that replaces it: too big for the stack. */
 struct nb_scratch_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, struct nb_flow);
 };
 extern struct nb_scratch_map scratch SEC(".maps");
+
+/* struct nb_request, for userspace. */
+struct nb_requests_map {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+};
+extern struct nb_requests_map requests SEC(".maps");
 
 /* Counts by enum nb_event. */
 struct nb_events_map {

@@ -58,7 +58,7 @@ static __always_inline bool sampled(const struct nb_device_counters *counters)
 }
 
 static __always_inline void leave_note(struct __sk_buff *skb, const struct nb_packet *packet,
-				       __u32 hash, __u32 generation)
+				       __u32 hash, __u32 generation, bool settle_only)
 {
 	__u32 slot = hash & (NB_NOTES - 1);
 	struct nb_note *note = bpf_map_lookup_elem(&notes, &slot);
@@ -72,6 +72,7 @@ static __always_inline void leave_note(struct __sk_buff *skb, const struct nb_pa
 	note->generation = generation;
 	note->ttl = packet->ttl;
 	note->traffic_class = packet->traffic_class;
+	note->settle_only = settle_only;
 	skb->tc_index = NB_MARK_NOTE | slot;
 }
 

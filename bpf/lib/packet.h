@@ -30,6 +30,11 @@ struct nb_packet {
 	__u8 ttl;
 	__u8 traffic_class;
 	__u8 tcp_flags;
+	/* Of TCP, in the host's byte order; the end is the number after the last, FIN counted. */
+	__u32 tcp_sequence;
+	__u32 tcp_ack;
+	__u32 tcp_end;
+	__u16 tcp_window;
 };
 
 static __always_inline int parse_ipv4(struct cursor *cursor, struct nb_packet *packet)
@@ -89,6 +94,9 @@ static __always_inline int parse_transport(struct cursor *cursor, struct nb_pack
 		if (tcp->doff * 4 < sizeof(*tcp))
 			return NB_PASS_TRUNCATED;
 		packet->segment_length += tcp->doff * 4;
+		packet->tcp_sequence = bpf_ntohl(tcp->seq);
+		packet->tcp_ack = bpf_ntohl(tcp->ack_seq);
+		packet->tcp_window = bpf_ntohs(tcp->window);
 		return 0;
 	}
 	if (packet->key.protocol == IPPROTO_UDP) {
@@ -144,6 +152,8 @@ static __always_inline int parse_packet(struct __sk_buff *skb, struct nb_packet 
 	if (packet->network_length < packet->segment_length ||
 	    packet->network_length + sizeof(*ethernet) > skb->len)
 		return NB_PASS_TRUNCATED;
+	packet->tcp_end = packet->tcp_sequence + packet->network_length - packet->segment_length +
+			  (packet->tcp_flags & NB_TCP_FIN);
 	if (skb->gso_size)
 		packet->segment_length += skb->gso_size;
 	else

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Most packets of short connections belong to no cached flow. An array of times tells so without
- * a lookup in the cache: it errs towards "may be cached" only.
+ * Most packets of short connections belong to no cached flow. Counts of the cached flows by a few
+ * bits of their tuples tell so without a lookup in the cache. Userspace counts down what it
+ * deletes.
  */
 #ifndef NB_PRESENCE_H
 #define NB_PRESENCE_H
@@ -11,11 +12,6 @@
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
 #include "lib/maps.h"
-
-/* Nanoseconds to units of an eighth of a second: 32 bits last for 18 years of uptime. */
-#define NB_PRESENCE_SHIFT 27
-/* Units that a flow is still looked for after its lease, to be renewed at once. */
-#define NB_PRESENCE_GRACE 16
 
 /* Consecutive ports fall into one cache line. */
 static __always_inline __u32 presence_slot(const struct nb_tuple *tuple)
@@ -27,25 +23,41 @@ static __always_inline __u32 presence_slot(const struct nb_tuple *tuple)
 	       (NB_PRESENCE_SLOTS - 1);
 }
 
-/* Whether the cache may have a flow of this tuple that is not long over. */
-static __always_inline bool may_be_cached(const struct nb_tuple *tuple, __u64 now)
+/* Whether the cache may have a flow of this tuple. */
+static __always_inline bool may_be_cached(const struct nb_tuple *tuple)
 {
 	__u32 first = 0;
-	struct nb_presence *times = bpf_map_lookup_elem(&presence, &first);
+	struct nb_presence *counts = bpf_map_lookup_elem(&presence, &first);
 
-	return !times || times->until[presence_slot(tuple)] >= (__u32)(now >> NB_PRESENCE_SHIFT);
+	return !counts || counts->flows[presence_slot(tuple)];
 }
 
-/* To be called before a flow gets into the cache, and when its lease is renewed. */
-static __always_inline void note_presence(const struct nb_tuple *tuple, __u64 lease_end)
+static __always_inline void count_presence(const struct nb_tuple *tuple, __u32 difference)
 {
 	__u32 first = 0;
-	__u32 end = (__u32)(lease_end >> NB_PRESENCE_SHIFT) + NB_PRESENCE_GRACE;
-	struct nb_presence *times = bpf_map_lookup_elem(&presence, &first);
+	struct nb_presence *counts = bpf_map_lookup_elem(&presence, &first);
 
-	/* Leases differ by less than the grace: whoever comes last may shorten another's. */
-	if (times)
-		times->until[presence_slot(tuple)] = end;
+	if (counts)
+		__sync_fetch_and_add(&counts->flows[presence_slot(tuple)], difference);
+}
+
+/* Puts a flow into the cache; an error if it is there or the cache is full. */
+static __always_inline long insert_flow(const struct nb_flow_key *key, const struct nb_flow *flow)
+{
+	long failed;
+
+	/* Counted first: a packet that comes meanwhile must not be told that there is none. */
+	count_presence(&key->tuple, 1);
+	failed = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
+	if (failed)
+		count_presence(&key->tuple, -1);
+	return failed;
+}
+
+static __always_inline void delete_flow(const struct nb_flow_key *key)
+{
+	if (!bpf_map_delete_elem(&flows, key))
+		count_presence(&key->tuple, -1);
 }
 
 #endif

@@ -115,11 +115,6 @@ const sysctls = [
     wanted: "1",
     why: "forwards between networks, once one has IPv6",
   },
-  {
-    key: "net/netfilter/nf_conntrack_tcp_be_liberal",
-    wanted: "1",
-    why: "conntrack sees a sample of the fast path's segments only",
-  },
 ];
 
 /** Every host-wide setting is told before it is set. */

@@ -136,7 +136,7 @@ export class Core implements Service, MetricsSource {
     return {
       datapath,
       holder,
-      applyHostSettings: (state) => this.settings.applyWhole(state, fastPathLoaded),
+      applyHostSettings: (state) => this.settings.applyWhole(state),
       takeBackHostSettings: (keys) => void this.settings.takeBack(keys),
       strictForwarding: () => this.settings.turnedForwardingOn(),
       bridgeFiltering: () => bridgeFiltering(datapath),

@@ -6,7 +6,8 @@ import type { State } from "./state.ts";
 
 const forwarding4 = "net/ipv4/ip_forward";
 const forwarding6 = "net/ipv6/conf/all/forwarding";
-const liberal = "net/netfilter/nf_conntrack_tcp_be_liberal";
+/** Set by earlier versions for all connections; now conntrack is told of each one that needs it. */
+const formerlySet = ["net/netfilter/nf_conntrack_tcp_be_liberal"];
 
 export class HostSettings {
   readonly #datapath: Datapath;
@@ -23,13 +24,9 @@ export class HostSettings {
     this.#uplinks = names;
   }
 
-  /**
-   * Sets what this state needs; answers the keys it changed, those anew that it changed before too.
-   *
-   * @param fastPath conntrack will see a sample of a connection's segments and must not judge their
-   * windows.
-   */
-  apply(state: State, fastPath: boolean): string[] {
+  /** Sets what this state needs; answers the keys it changed, those anew that it changed before too. */
+  apply(state: State): string[] {
+    this.takeBack(formerlySet);
     const changed: string[] = [];
     const need = (key: string, value: string): void => {
       const before = this.#datapath.readSysctl(key);
@@ -42,15 +39,14 @@ export class HostSettings {
       changed.push(...this.#keepRouterAdvertisements());
       need(forwarding6, "1");
     }
-    if (fastPath) need(liberal, "1");
     return changed;
   }
 
   /** As `apply`, all of it or nothing anew; answers the keys set for the first time. */
-  applyWhole(state: State, fastPath: boolean): string[] {
+  applyWhole(state: State): string[] {
     const known = new Set(this.list().map(({ key }) => key));
     try {
-      return this.apply(state, fastPath).filter((key) => !known.has(key));
+      return this.apply(state).filter((key) => !known.has(key));
     } catch (error) {
       const anew = this.list().filter(({ key }) => !known.has(key));
       this.takeBack(anew.map(({ key }) => key));

@@ -117,9 +117,9 @@ class Reconciliation {
   }
 
   async #settings(): Promise<void> {
-    const { settings, state, options } = this.#core;
+    const { settings, state } = this.#core;
     const known = new Set(settings.list().map(({ key }) => key));
-    for (const key of settings.apply(state, options.fastPathLoaded))
+    for (const key of settings.apply(state))
       if (known.has(key)) this.#mended(`sysctl ${key.replaceAll("/", ".")} set again`);
   }
 

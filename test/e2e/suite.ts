@@ -2,6 +2,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { DatapathStatus } from "../../src/network/datapath-status.ts";
+import { connectionScenarios } from "./connection-scenarios.ts";
 import { edgeScenarios } from "./edge-scenarios.ts";
 import { fieldScenarios } from "./field-scenarios.ts";
 import { hostSocketScenarios } from "./host-socket-scenarios.ts";
@@ -15,6 +16,7 @@ const all = [
   ...edgeScenarios,
   ...tableScenarios,
   ...hostSocketScenarios,
+  ...connectionScenarios,
 ];
 
 export function runScenarios(options: TopologyOptions): void {

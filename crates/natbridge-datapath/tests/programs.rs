@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use common::packet::{Packet, TCP, UDP};
 use common::{Loaded, Namespace, ifindex, run};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput};
-use natbridge_datapath::fastpath::abi::{nb_flow, nb_flow_key, nb_path, nb_tuple};
+use natbridge_datapath::fastpath::abi::{nb_flow, nb_flow_key, nb_path, nb_tcp_side, nb_tuple};
 use natbridge_datapath::fastpath::{DeviceRole, DeviceSpec, Pins, Table};
 
 const NEXT: i32 = -1;
@@ -47,7 +47,7 @@ impl Bench {
         bench
     }
 
-    /// Fills the times until which flows may be in the cache: planting does not set them.
+    /// Fills the counts of flows that are in the cache: planting does not raise them.
     fn set_presence(&self, byte: u8) {
         let pins = Pins::new(&self.loaded.options.pin_directory).unwrap();
         let map = pins.open_map("presence").unwrap();
@@ -183,6 +183,7 @@ fn flow_to(bench: &Bench, packet: &Packet, result: &Packet, output: u32) -> nb_f
         lease_end: u64::MAX / 2,
         lease: 250_000_000,
         generation: bench.generation(),
+        learned: 1,
         path: nb_path {
             translated: to,
             arrival_macs: words(packet.destination_mac, packet.source_mac),
@@ -682,6 +683,144 @@ fn fin_and_rst_forget_both_directions() {
             let bytes = Packet { flags, ..packet }.bytes();
             assert_eq!(bench.ingress(bench.uplink, &bytes, 0), (NEXT, bytes));
             assert!(!bench.holds(&key) && !bench.holds(&reverse), "flags {flags:#x}");
+        }
+    }
+}
+
+/// A FIN or RST with sequence number 1, acknowledgement 2 and 19 bytes, and what is known of its
+/// connection.
+struct Ending {
+    name: &'static str,
+    flags: u8,
+    change: fn(&mut nb_flow, &mut nb_flow),
+    action: i32,
+    /// Both directions are still known.
+    kept: bool,
+}
+
+const FIN: u8 = 0x11;
+const RST: u8 = 0x14;
+
+const ENDINGS: &[Ending] = &[
+    Ending { name: "a FIN in the window", flags: FIN, change: |_, _| {}, action: NEXT, kept: true },
+    Ending {
+        name: "a FIN of the second side",
+        flags: FIN,
+        change: |_, other| other.closing = 1,
+        action: NEXT,
+        kept: false,
+    },
+    Ending {
+        name: "a FIN beyond the window",
+        flags: FIN,
+        change: |_, other| other.side.edge = 0u32.wrapping_sub(70_000),
+        action: DROP,
+        kept: true,
+    },
+    Ending {
+        name: "a FIN that acknowledges what was not sent",
+        flags: FIN,
+        change: |_, other| other.side.end = 1,
+        action: DROP,
+        kept: true,
+    },
+    Ending {
+        name: "an old FIN goes its way and is not believed",
+        flags: FIN,
+        change: |own, _| own.side.end = 200_000,
+        action: REDIRECT,
+        kept: true,
+    },
+    Ending {
+        name: "an old FIN without a way",
+        flags: FIN,
+        change: |own, _| {
+            own.side.end = 200_000;
+            own.lease_end = 1;
+        },
+        action: DROP,
+        kept: true,
+    },
+    Ending { name: "a RST", flags: RST, change: |_, _| {}, action: NEXT, kept: false },
+    Ending {
+        name: "a RST below what was acknowledged",
+        flags: RST,
+        change: |_, other| other.side.ack = 5,
+        action: DROP,
+        kept: true,
+    },
+    Ending {
+        name: "the same where the host does not mind",
+        flags: RST,
+        change: |own, other| {
+            other.side.ack = 5;
+            own.ignore_invalid_rst = 1;
+        },
+        action: NEXT,
+        kept: true,
+    },
+    Ending {
+        name: "a RST in the window that is not exact",
+        flags: RST,
+        change: |_, other| other.side.ack = 0,
+        action: NEXT,
+        kept: true,
+    },
+    Ending {
+        name: "a FIN of a connection that nobody followed",
+        flags: FIN,
+        change: |own, other| {
+            own.trusted = 0;
+            other.side.end = 1;
+        },
+        action: NEXT,
+        kept: true,
+    },
+];
+
+#[test]
+fn fin_and_rst_are_judged_by_what_conntrack_would_know() {
+    let bench = Bench::new();
+    for ending in ENDINGS {
+        for (packet, result) in published(TCP) {
+            let mut own = flow_to(&bench, &packet, &result, bench.endpoint);
+            (own.trusted, own.seeded, own.liberal, own.used) = (1, 1, 1, 1);
+            own.side = nb_tcp_side {
+                end: 1,
+                ack: 2,
+                edge: 60_000,
+                window: 60_000,
+                peer_window: 60_000,
+                ..nb_tcp_side::default()
+            };
+            let answer = Packet {
+                source: result.destination,
+                source_port: result.destination_port,
+                destination: result.source,
+                destination_port: result.source_port,
+                ..result.clone()
+            };
+            let mut other = own;
+            other.path = flow_to(&bench, &answer, &answer, bench.uplink).path;
+            other.side.ack = 1;
+            other.side.end = 2;
+            (ending.change)(&mut own, &mut other);
+            let key = key_of(&packet, bench.uplink);
+            // The way back is found by the way there.
+            let reverse = nb_flow_key { ifindex: bench.endpoint, tuple: answer.tuple(), ..key };
+            other.path.translated = nb_tuple {
+                source: key.tuple.destination,
+                source_port: key.tuple.destination_port,
+                destination: key.tuple.source,
+                destination_port: key.tuple.source_port,
+            };
+            bench.plant(&key, &own);
+            bench.plant(&reverse, &other);
+            let bytes = Packet { flags: ending.flags, ..packet }.bytes();
+            let name = ending.name;
+            assert_eq!(bench.ingress(bench.uplink, &bytes, 0).0, ending.action, "{name}");
+            let kept = bench.holds(&key) && bench.holds(&reverse);
+            assert_eq!(kept, ending.kept, "{name}");
         }
     }
 }

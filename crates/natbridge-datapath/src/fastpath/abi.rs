@@ -12,7 +12,8 @@ use std::net::{IpAddr, Ipv6Addr};
 pub use skeleton::types::{
     nb_abi, nb_address, nb_address_kind, nb_config, nb_connect_result, nb_device,
     nb_device_counters, nb_device_flag, nb_drop, nb_event, nb_flow, nb_flow_key, nb_link_local,
-    nb_link_local_key, nb_path, nb_peer, nb_port, nb_port_key, nb_socket, nb_tuple,
+    nb_link_local_key, nb_path, nb_peer, nb_port, nb_port_key, nb_presence, nb_request,
+    nb_request_kind, nb_socket, nb_tcp_side, nb_tuple,
 };
 
 /// Version of the maps' layout and meaning.
@@ -47,6 +48,7 @@ plain!(
     nb_peer,
     nb_port,
     nb_port_key,
+    nb_request,
     nb_socket
 );
 

@@ -214,6 +214,7 @@ impl FastPath {
             result = result.and(self.release_link_locals(ifindex, &entry));
             // Flows still name its slot.
             self.bump_generation();
+            result = result.and(self.forget_flows(ifindex));
         }
         result
     }

@@ -8,10 +8,11 @@ use nix::libc;
 use super::FastPath;
 use super::abi::{nb_flow, nb_flow_key, nb_tuple};
 use super::port::TransportProtocol;
+use super::presence::Presence;
 use crate::error::Result;
 
-/// A flow that brought no packet for this long after its lease is deleted when flows are counted.
-const KEEP_EXPIRED: Duration = Duration::from_secs(30);
+/// A flow that brought no packet for this long after its lease is not counted.
+const RECENT: Duration = Duration::from_secs(30);
 
 /// Source and destination of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,22 +62,32 @@ impl FastPath {
             .flows
             .entries()?
             .iter()
+            .filter(|(_, flow)| flow.learned != 0)
             .map(|(key, flow)| flow_info(key, flow, now, generation))
             .collect())
     }
 
-    /// Counts the flows, and deletes those that ended long ago.
+    /// Counts the flows that are or lately were in use.
     pub(super) fn count_flows(&self) -> Result<u64> {
         let now = monotonic();
-        let mut count = 0;
+        let recent = |flow: &nb_flow| {
+            flow.learned != 0
+                && Duration::from_nanos(flow.lease_end.max(flow.seen_at)) + RECENT > now
+        };
+        Ok(self.flows.entries()?.iter().filter(|(_, flow)| recent(flow)).count() as u64)
+    }
+
+    /// Forgets the flows from and to a device: its packets will not be followed any more.
+    pub(super) fn forget_flows(&self, ifindex: u32) -> Result<()> {
+        let presence = Presence::open(&self.pins)?;
         for (key, flow) in self.flows.entries()? {
-            if Duration::from_nanos(flow.lease_end) + KEEP_EXPIRED < now {
-                self.flows.remove(&key)?;
-            } else {
-                count += 1;
+            if (key.ifindex == ifindex || flow.path.output_ifindex == ifindex)
+                && self.flows.take(&key)?
+            {
+                presence.forget(&key.tuple);
             }
         }
-        Ok(count)
+        Ok(())
     }
 }
 
@@ -96,7 +107,7 @@ fn flow_info(key: &nb_flow_key, flow: &nb_flow, now: Duration, generation: u32) 
 }
 
 /// The clock of the leases: CLOCK_MONOTONIC.
-fn monotonic() -> Duration {
+pub(super) fn monotonic() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: fills the timespec it is given; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };

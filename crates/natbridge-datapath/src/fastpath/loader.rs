@@ -7,12 +7,14 @@ use std::sync::Mutex;
 
 use libbpf_rs::query::LinkTypeInfo;
 use libbpf_rs::{Link, MapCore};
+use nix::time::{ClockId, clock_getres};
 
 use super::abi::{ABI, nb_config, nb_device, nb_device_flag};
 use super::attach::{
     Mechanism, attach_clsact, detach_clsact, device_name, linked_device, parse_link_name,
 };
 use super::features::kernel_features;
+use super::keeper::Keeper;
 use super::namespace::host_namespace;
 use super::object::{CGROUP_PROGRAMS, Programs, Sizes, pinned_maps};
 use super::pins::Pins;
@@ -21,6 +23,7 @@ use super::switches::Switches;
 use super::table::{PerCpu, Table};
 use super::{FastPath, KernelFeatures};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::host::{make_established_liberal, read_sysctl};
 
 /// How to load the fast path.
 #[derive(Clone, Debug)]
@@ -105,8 +108,18 @@ fn load_into(
         let config: Table<u32, nb_config> = Table::open(pins, "switches")?;
         config.set(
             &0,
-            &nb_config { abi: ABI, enabled: 1, netns_cookie: cookie, ..nb_config::default() },
+            &nb_config {
+                abi: ABI,
+                enabled: 1,
+                netns_cookie: cookie,
+                tick_nanoseconds: tick_nanoseconds()?,
+                ..nb_config::default()
+            },
         )?;
+    }
+    if !adopt && read_sysctl(TCP_BE_LIBERAL)?.as_deref() == Some("1") {
+        // Set by an earlier version whose fast connections would not survive its end.
+        make_established_liberal()?;
     }
     let detected = if features.tcx { Mechanism::Tcx } else { Mechanism::Clsact };
     let loaded = FastPath {
@@ -126,11 +139,22 @@ fn load_into(
         link_locals: Table::open(pins, "link_locals")?,
         connect_results: PerCpu::open(pins, "connect_results")?,
         sockets: SocketList::load(pins),
+        _keeper: Keeper::start(pins)?,
         changing: Mutex::new(()),
     };
     loaded.adopt_devices()?;
     loaded.attach_cgroup(&options.cgroup_path)?;
     Ok(loaded)
+}
+
+const TCP_BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// Length of the kernel's timer tick: the resolution of its coarse clocks (kernel/time/posix-timers.c,
+/// KTIME_LOW_RES).
+fn tick_nanoseconds() -> Result<u64> {
+    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .context("asking for the resolution of CLOCK_MONOTONIC_COARSE")?;
+    Ok(resolution.tv_nsec().unsigned_abs())
 }
 
 /// Whether all maps are pinned, in this layout and these sizes, for this namespace.

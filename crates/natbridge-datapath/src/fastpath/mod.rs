@@ -10,6 +10,7 @@ mod counters;
 mod device;
 mod features;
 mod flow;
+mod keeper;
 mod link_local;
 mod loader;
 mod messages;
@@ -18,6 +19,7 @@ mod object;
 mod others;
 mod pins;
 mod port;
+mod presence;
 mod program;
 mod program_watch;
 mod reason;
@@ -45,6 +47,7 @@ pub use switches::Switches;
 pub use table::{PerCpu, Table};
 
 use crate::error::Result;
+use keeper::Keeper;
 use object::Sizes;
 use others::Moves;
 
@@ -73,6 +76,8 @@ pub struct FastPath {
     connect_results: PerCpu<u64>,
     /// Or why there is none.
     sockets: Result<SocketList>,
+    /// Serves the programs' requests while this lives.
+    _keeper: Keeper,
     /// Held while devices, ports or addresses change: slots are chosen by looking at the maps.
     changing: Mutex<()>,
 }

@@ -11,6 +11,7 @@ pub const DROPS: &[(nb_drop, &str)] = &[
     (nb_drop::NB_DROP_UNREADABLE, "unreadable"),
     (nb_drop::NB_DROP_REWRITE_FAILED, "rewrite_failed"),
     (nb_drop::NB_DROP_FALSE_OFFLOAD, "false_checksum_offload"),
+    (nb_drop::NB_DROP_TCP_INVALID, "tcp_invalid"),
 ];
 
 /// Reasons a packet was left to the kernel path, or a flow not learned.
@@ -39,6 +40,10 @@ pub const PASSES: &[(nb_event, &str)] = &[
     (nb_event::NB_PASS_CACHE_FULL, "cache_full"),
     (nb_event::NB_PASS_UNJUDGED, "rules_unjudged"),
     (nb_event::NB_PASS_ROUTE, "route"),
+    (nb_event::NB_PASS_OUT_OF_WINDOW, "out_of_window"),
+    (nb_event::NB_PASS_NOT_LIBERAL, "conntrack_windows"),
+    (nb_event::NB_PASS_ONE_DIRECTION, "one_direction"),
+    (nb_event::NB_PASS_TIMEOUT_POLICY, "timeout_policy"),
 ];
 
 /// What the connect hooks did with a call.

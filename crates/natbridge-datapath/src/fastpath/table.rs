@@ -60,11 +60,18 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// # Errors
     /// The kernel's.
     pub fn remove(&self, key: &K) -> Result<()> {
+        self.take(key).map(|_| ())
+    }
+
+    /// Removes `key`; answers whether it was there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take(&self, key: &K) -> Result<bool> {
         match self.map.delete(bytes_of(key)) {
-            Err(cause) if cause.kind() != libbpf_rs::ErrorKind::NotFound => {
-                Err(cause).context(format!("deleting from map {}", self.name))
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(cause) if cause.kind() == libbpf_rs::ErrorKind::NotFound => Ok(false),
+            Err(cause) => Err(cause).context(format!("deleting from map {}", self.name)),
         }
     }
 

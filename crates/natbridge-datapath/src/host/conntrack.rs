@@ -10,34 +10,34 @@ use super::nla::{Attribute, Attributes, push, push_nested};
 use crate::{Error, ErrorKind, Result, error::Context};
 
 const NFNL_SUBSYS_CTNETLINK: u16 = 1 << 8;
-const IPCTNL_MSG_CT_NEW: u16 = NFNL_SUBSYS_CTNETLINK;
-const IPCTNL_MSG_CT_GET: u16 = NFNL_SUBSYS_CTNETLINK | 1;
+pub(super) const IPCTNL_MSG_CT_NEW: u16 = NFNL_SUBSYS_CTNETLINK;
+pub(super) const IPCTNL_MSG_CT_GET: u16 = NFNL_SUBSYS_CTNETLINK | 1;
 const IPCTNL_MSG_CT_DELETE: u16 = NFNL_SUBSYS_CTNETLINK | 2;
 /// `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
-const CTA_PROTOINFO: u16 = 4;
+pub(super) const CTA_PROTOINFO: u16 = 4;
 const CTA_TIMEOUT: u16 = 7;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 
-const CTA_TUPLE_IP: u16 = 1;
-const CTA_TUPLE_PROTO: u16 = 2;
-const CTA_IP_V4_SRC: u16 = 1;
-const CTA_IP_V4_DST: u16 = 2;
-const CTA_IP_V6_SRC: u16 = 3;
-const CTA_IP_V6_DST: u16 = 4;
-const CTA_PROTO_NUM: u16 = 1;
-const CTA_PROTO_SRC_PORT: u16 = 2;
-const CTA_PROTO_DST_PORT: u16 = 3;
-const CTA_PROTOINFO_TCP: u16 = 1;
+pub(super) const CTA_TUPLE_IP: u16 = 1;
+pub(super) const CTA_TUPLE_PROTO: u16 = 2;
+pub(super) const CTA_IP_V4_SRC: u16 = 1;
+pub(super) const CTA_IP_V4_DST: u16 = 2;
+pub(super) const CTA_IP_V6_SRC: u16 = 3;
+pub(super) const CTA_IP_V6_DST: u16 = 4;
+pub(super) const CTA_PROTO_NUM: u16 = 1;
+pub(super) const CTA_PROTO_SRC_PORT: u16 = 2;
+pub(super) const CTA_PROTO_DST_PORT: u16 = 3;
+pub(super) const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_SCTP: u16 = 3;
 /// CTA_PROTOINFO_TCP_STATE and CTA_PROTOINFO_SCTP_STATE.
-const STATE: u16 = 1;
+pub(super) const STATE: u16 = 1;
 
 const IPS_SEEN_REPLY: u32 = 1 << 1;
 const IPS_ASSURED: u32 = 1 << 2;
@@ -285,7 +285,7 @@ fn address(field: &str, text: &Option<String>) -> Result<Option<IpAddr>> {
     })
 }
 
-fn parse(message: Message<'_>) -> Option<ConntrackEntry> {
+pub(super) fn parse(message: Message<'_>) -> Option<ConntrackEntry> {
     if message.kind != IPCTNL_MSG_CT_NEW {
         return None;
     }

@@ -4,6 +4,7 @@
 mod address;
 mod bridge;
 mod conntrack;
+mod conntrack_entry;
 mod endpoint;
 mod link;
 mod names;
@@ -28,6 +29,7 @@ pub use conntrack::{
     ConntrackEntry, ConntrackFilter, Protocol as ConntrackProtocol, Tuple, delete_conntrack,
     list_conntrack,
 };
+pub use conntrack_entry::{ConntrackEntries, make_established_liberal};
 pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
 pub use link::{LinkInfo, delete_link, list_links};
 pub use nftables::{NftTable, list_nft_tables};

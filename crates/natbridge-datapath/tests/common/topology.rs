@@ -52,11 +52,7 @@ impl Topology {
     }
 
     fn set_rules(&self, bridge_nf_call_iptables: u8) {
-        for (key, value) in [
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/all/forwarding", "1"),
-            ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
-        ] {
+        for (key, value) in [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")] {
             std::fs::write(format!("/proc/sys/{key}"), value).unwrap();
         }
         for family in ["iptables", "ip6tables"] {
