@@ -195,6 +195,11 @@ test("connections, rules, status and datapath show", async ({ daemon }) => {
     nft: '{"nftables":[{"table":{"family":"ip","name":"filter"}},{"chain":{"family":"ip","table":"filter","name":"FORWARD","type":"filter","hook":"forward","prio":0,"policy":"accept"}},{"rule":{"family":"ip","table":"filter","chain":"FORWARD","handle":4,"expr":[{"match":{"op":"==","left":{"meta":{"key":"iifname"}},"right":"eth0"}},{"limit":{"rate":1,"per":"second"}},{"accept":null}]}}]}',
     legacy: "",
   };
+  const bridge = `"${(await daemon.api.service.networks.get("my_net")).bridge}"`;
+  host.datapath.held = [
+    { set: "bridges", key: bridge, value: "" },
+    { set: "masquerade4", key: "172.32.0.0/24", value: "" },
+  ];
   host.datapath.sysctls.set("net/bridge/bridge-nf-call-iptables", "1");
   await host.core.upkeep.now();
   assert.match(
