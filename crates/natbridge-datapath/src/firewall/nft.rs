@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
@@ -15,7 +16,26 @@ use crate::error::{Context, Error, ErrorKind, Result};
 /// # Errors
 /// `Unsupported` if nft is not installed; the kind that fits nft's own message otherwise.
 pub fn nft(arguments: &[&str]) -> Result<String> {
-    run(Command::new("nft").args(arguments), "nft", "nftables", None)
+    listing(arguments.contains(&"-j"), || {
+        run(Command::new("nft").args(arguments), "nft", "nftables", None)
+    })
+}
+
+/// How often a listing is tried, and the pause between two tries.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// nft 1.0.6 prints nothing, and calls it success, if the ruleset changes while it makes a listing in
+/// JSON.
+fn listing(json: bool, list: impl Fn() -> Result<String>) -> Result<String> {
+    for _ in 0..TRIES {
+        let text = list()?;
+        if !json || !text.trim().is_empty() {
+            return Ok(text);
+        }
+        thread::sleep(PAUSE);
+    }
+    Err(Error::new(ErrorKind::Busy, "the ruleset changed whenever nft began to list it"))
 }
 
 /// Commits a script as one transaction.
@@ -41,7 +61,9 @@ pub fn commit_json(commands: &Value) -> Result<()> {
 /// As [`nft`].
 pub fn query_json(command: &Value) -> Result<String> {
     let script = command.to_string();
-    run(Command::new("nft").args(["-j", "-f", "-"]), "nft", "nftables", Some(&script))
+    listing(true, || {
+        run(Command::new("nft").args(["-j", "-f", "-"]), "nft", "nftables", Some(&script))
+    })
 }
 
 /// Loads a script in a network namespace of its own and answers how nft lists the table there.
