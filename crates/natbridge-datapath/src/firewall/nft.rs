@@ -25,12 +25,11 @@ pub fn nft(arguments: &[&str]) -> Result<String> {
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// nft 1.0.6 prints nothing, and calls it success, if the ruleset changes while it makes a listing in
-/// JSON.
+/// nft 1.0.6 breaks off, and calls it success, if the ruleset changes while it makes a listing in JSON.
 fn listing(json: bool, list: impl Fn() -> Result<String>) -> Result<String> {
     for _ in 0..TRIES {
         let text = list()?;
-        if !json || !text.trim().is_empty() {
+        if !json || text.trim_end().ends_with("]}") {
             return Ok(text);
         }
         thread::sleep(PAUSE);
