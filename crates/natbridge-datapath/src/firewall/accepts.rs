@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::foreign::{is_tagged, list_ruleset, mark_match};
+use super::foreign::{is_tagged, list_foreign, mark_match};
 use super::legacy::{FAMILIES, Legacy, tagged_rule};
 use super::{marking, nft};
 use crate::error::{Context, Error, Result};
@@ -98,7 +98,7 @@ fn ensure_nft(wanted: bool) -> Result<Vec<ForwardAccept>> {
     let mut accepts = Vec::new();
     // JSON, because nft's own language has no way to quote a foreign name that is one of its words.
     let mut commands = Vec::new();
-    for chain in forward_chains(&list_ruleset()?) {
+    for chain in forward_chains(&list_foreign()?) {
         let ours: Vec<u64> = chain.rules.iter().filter(|rule| rule.1).map(|rule| rule.0).collect();
         let wanted = wanted && chain.drops;
         let in_place = wanted && ours.len() == 1 && chain.rules.last().is_some_and(|rule| rule.1);

@@ -13,6 +13,8 @@ use super::{nft, unlisted};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::host::{NftTable, list_nft_tables};
 
+/// How often tables are listed that come and go meanwhile.
+const TRIES: usize = 5;
 /// Listings at a time.
 const PARALLEL: usize = 4;
 
@@ -32,11 +34,7 @@ pub struct ForeignRuleset {
 /// # Errors
 /// `Unsupported` if nft is missing, or iptables-legacy where its tables exist.
 pub fn read_foreign_ruleset() -> Result<ForeignRuleset> {
-    let mut objects = match read_tables() {
-        Ok(objects) => objects,
-        // One may have gone in between: all at once is slower, and of one moment.
-        Err(_) => list_ruleset()?,
-    };
+    let mut objects = list_foreign()?;
     objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
     unlisted::complete(&mut objects)?;
     Ok(ForeignRuleset { nft: json!({ "nftables": objects }).to_string(), legacy: read_legacy()? })
@@ -102,12 +100,21 @@ fn read_legacy() -> Result<String> {
     Ok(text)
 }
 
-/// The ruleset's objects without our table.
-pub(super) fn list_ruleset() -> Result<Vec<Value>> {
-    let listing = nft::nft(&["-j", "list", "ruleset"]).context("list the ruleset")?;
-    let mut objects = objects_of(&listing)?;
-    objects.retain(|object| !is_ours(object));
-    Ok(objects)
+/// The ruleset's objects without our tables. These are never listed: nft before 1.0.7 prints garbage
+/// for the flags of a table that somebody owns (a dangling reference in table_flags_json()).
+///
+/// # Errors
+/// nft's.
+pub(super) fn list_foreign() -> Result<Vec<Value>> {
+    let mut listed = read_tables();
+    for _ in 1..TRIES {
+        if listed.is_ok() {
+            break;
+        }
+        // A table may have gone after it was named.
+        listed = read_tables();
+    }
+    listed.context("list the ruleset")
 }
 
 /// The objects of one of nft's listings in JSON.
@@ -120,17 +127,6 @@ fn objects_of(listing: &str) -> Result<Vec<Value>> {
             Err(Error::new(ErrorKind::Io, "nft's listing has a form that natbridge does not know"))
         }
     }
-}
-
-fn is_ours(object: &Value) -> bool {
-    let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else {
-        return false;
-    };
-    let name = if kind == "table" { "name" } else { "table" };
-    let is = |key: &str, value: &str| body.get(key).and_then(Value::as_str) == Some(value);
-    let guards = |name: &str| name.starts_with(super::guard::GUARD_PREFIX);
-    is("family", "inet")
-        && (is(name, "natbridge") || body.get(name).and_then(Value::as_str).is_some_and(guards))
 }
 
 /// Our accept in a foreign chain. Known by the reserved bit, not by the comment alone: what
