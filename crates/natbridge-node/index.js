@@ -773,7 +773,8 @@ if (
   }
 }
 
-const { applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
+const { announceEndpoint, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, glanceAtSandboxes, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFlows, listLinks, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, resolvePid, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, stopWatching, unloadFastPath, watchHost, writeSysctl } = nativeBinding
+export { announceEndpoint }
 export { applyFirewall }
 export { bumpGeneration }
 export { closeFastPath }
@@ -788,6 +789,7 @@ export { ensureEndpoint }
 export { ensureForwardAccepts }
 export { fastPathCounters }
 export { fastPathEnabled }
+export { glanceAtSandboxes }
 export { hostNamespace }
 export { inspectSandbox }
 export { kernelFeatures }

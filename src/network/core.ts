@@ -13,7 +13,7 @@ import { applyResult, planApply } from "./apply.ts";
 import * as changes from "./changes.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import { Devices } from "./devices.ts";
-import { DurableEventLog, type NewEvent } from "./event-log.ts";
+import { DurableEventLog, type NewEvent, type Repair, repairEvents } from "./event-log.ts";
 import type { Policy } from "./fast-path-policy.ts";
 import {
   type BridgeFiltering,
@@ -32,6 +32,7 @@ import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
 import { clearNoted, deleteEntries, noteOf } from "./stale-note.ts";
+import { byName } from "./standing.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";
@@ -67,7 +68,7 @@ export class Core implements Service, MetricsSource {
   readonly devices: Devices;
   readonly traffic: Traffic;
   readonly upkeep: Upkeep;
-  readonly observed: Observed = { ifindexes: new Map(), failures: new Map() };
+  readonly observed: Observed = { ifindexes: new Map(), carriers: new Map(), failures: new Map() };
   readonly now: () => string;
   state: State;
   links: LinkInfo[] = [];
@@ -137,10 +138,10 @@ export class Core implements Service, MetricsSource {
   async describeDevices(state: State): Promise<void> {
     const { datapath, fastPathLoaded } = this.options;
     this.links = await datapath.listLinks();
-    const byName = new Map(this.links.map((link) => [link.name, link.ifindex]));
+    const links = byName(this.links);
     this.observed.ifindexes.clear();
     for (const { id, hostInterface } of state.endpoint.values())
-      this.observed.ifindexes.set(id, byName.get(hostInterface) ?? 0);
+      this.observed.ifindexes.set(id, links.get(hostInterface)?.ifindex ?? 0);
     if (!fastPathLoaded) return;
     await this.devices.follow(state, this.links, this.uplinks, this.policy);
   }
@@ -170,6 +171,7 @@ export class Core implements Service, MetricsSource {
     held: Set<string>,
     owner: string | null,
   ): Promise<changes.Planning> {
+    const before = this.state;
     const { datapath } = this.options;
     const [links, routes] = await Promise.all([datapath.listLinks(), datapath.listRoutes()]);
     this.links = links;
@@ -181,7 +183,9 @@ export class Core implements Service, MetricsSource {
       held,
     };
     const request = { owner, now: this.now() };
-    return { draft, datapath, host: hostView(links, routes), ports, request };
+    const mend: changes.Mend = { networks: new Set(), endpoints: new Set() };
+    const host = hostView(links, routes);
+    return { draft, datapath, host, ports, request, before, links: byName(links), mend };
   }
 
   /** Plans on a copy, takes the kernel there, and makes it the state; or leaves all as it was. */
@@ -195,9 +199,10 @@ export class Core implements Service, MetricsSource {
       for (let attempt = 1; ; attempt++) {
         const before = this.state;
         const after = before.copy();
-        const result = await plan(await this.#planning(after, held, owner));
+        const planning = await this.#planning(after, held, owner);
+        const result = await plan(planning);
         try {
-          await this.#transition(before, after);
+          await this.#transition(before, after, planning.mend);
           return result;
         } catch (error) {
           if (!hasRevived && error instanceof HolderError && error.kind === "unavailable") {
@@ -214,16 +219,18 @@ export class Core implements Service, MetricsSource {
     });
   }
 
-  async #transition(before: State, after: State): Promise<void> {
+  async #transition(before: State, after: State, mend: changes.Mend): Promise<void> {
     const difference = compareStates(before, after);
     const steps = new Steps(this.options.log);
+    let repairs: Repair[];
     try {
-      await advance(this.tools, steps, before, after, difference);
+      repairs = await advance(this.tools, steps, before, after, difference, mend);
     } catch (error) {
       await steps.undoAll();
       throw error;
     }
     this.state = after;
+    this.events.record(repairEvents(repairs), this.now());
     // Which devices may have the fast path is decided by what a network asks for, and by the host.
     const { added, changed } = difference.network;
     if (added.length + changed.length > 0) this.upkeep.soon();
@@ -291,8 +298,9 @@ export class Core implements Service, MetricsSource {
   };
 
   readonly sandboxes: Sandboxes = {
-    list: () => this.state.sandbox.values().map((record) => sandboxView(this.state, record)),
-    get: (ref) => sandboxView(this.state, this.state.sandbox.resolve(ref)),
+    list: () =>
+      this.state.sandbox.values().map((record) => sandboxView(this.state, record, this.observed)),
+    get: (ref) => sandboxView(this.state, this.state.sandbox.resolve(ref), this.observed),
   };
 
   readonly endpoints: Endpoints = {
@@ -369,16 +377,15 @@ export class Core implements Service, MetricsSource {
       return this.exclusive(async () => {
         const before = this.state;
         const draft = before.copy();
-        await planApply(await this.#planning(draft, new Set(), input.owner), input);
-        return applyResult(before, draft, input, true);
+        const planning = await this.#planning(draft, new Set(), input.owner);
+        await planApply(planning, input);
+        return applyResult(before, draft, input, planning.mend, true);
       });
-    let [before, after] = [this.state, this.state];
-    await this.change(async (planning) => {
-      before = this.state;
+    const { before, draft, mend } = await this.change(async (planning) => {
       await planApply(planning, input);
-      after = planning.draft;
+      return planning;
     }, input.owner);
-    return applyResult(before, after, input, false);
+    return applyResult(before, draft, input, mend, false);
   }
 
   // --- what is read from the datapath

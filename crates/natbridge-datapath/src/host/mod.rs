@@ -2,11 +2,13 @@
 //! conntrack, and notice of changes. Everything acts on the calling thread's namespace.
 
 mod address;
+mod announce;
 mod bridge;
 mod conntrack;
 mod endpoint;
 mod link;
 mod namespace;
+mod neighbour;
 mod netlink;
 mod nla;
 mod qdisc;
@@ -23,10 +25,15 @@ pub use conntrack::{
     ConntrackEntry, ConntrackFilter, Protocol as ConntrackProtocol, Tuple, delete_conntrack,
     list_conntrack,
 };
-pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
+pub use endpoint::{
+    EndpointLink, EndpointSpec, announce_endpoint, create_endpoint, ensure_endpoint,
+};
 pub use link::{LinkInfo, delete_link, list_links};
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
-pub use sandbox::{ResolvedPid, SandboxInfo, SandboxInterface, inspect_sandbox, resolve_pid};
+pub use sandbox::{
+    ResolvedPid, SandboxInfo, SandboxInterface, SandboxRoute, glance_at_sandboxes, inspect_sandbox,
+    resolve_pid,
+};
 pub use sysctl::{read_sysctl, write_sysctl};
 pub use watch::{HostEvent, HostEventKind, Watch};
 pub use xfrm::count_xfrm_policies;
