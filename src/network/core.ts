@@ -124,6 +124,7 @@ export class Core implements Service, MetricsSource {
       holder,
       applyHostSettings: (state) => this.settings.applyWhole(state, fastPathLoaded),
       takeBackHostSettings: (keys) => void this.settings.takeBack(keys),
+      applyReversePath: (state) => void this.settings.applyReversePath(state),
       strictForwarding: () => this.settings.turnedForwardingOn(),
       bridgeFiltering: () => bridgeFiltering(datapath),
       fastPathLoaded: () => fastPathLoaded,

@@ -55,6 +55,7 @@ class Reconciliation {
     const isSeen = await this.#attempt("the host's devices and routes", () => this.#look());
     await this.#attempt("host-wide settings", () => this.#settings());
     await this.#bridges();
+    await this.#attempt("the bridges' reverse path filter", () => this.#reversePath());
     await this.#sandboxes();
     await this.#endpoints();
     await this.#sandboxRoutes();
@@ -121,6 +122,12 @@ class Reconciliation {
     const known = new Set(settings.list().map(({ key }) => key));
     for (const key of settings.apply(state, options.fastPathLoaded))
       if (known.has(key)) this.#mended(`sysctl ${key.replaceAll("/", ".")} set again`);
+  }
+
+  async #reversePath(): Promise<void> {
+    const { settings, state } = this.#core;
+    for (const key of settings.applyReversePath(state))
+      this.#mended(`sysctl ${key.replaceAll("/", ".")} set`);
   }
 
   async #bridges(): Promise<void> {

@@ -31,6 +31,8 @@ export interface TransitionTools {
   /** Sets the sysctls this state needs; answers those it set for the first time. */
   applyHostSettings: (state: State) => string[];
   takeBackHostSettings: (keys: string[]) => void;
+  /** Makes the reverse path filter of bridges loose where a sandbox has several; as it was elsewhere. */
+  applyReversePath: (state: State) => void;
   strictForwarding: () => Family[];
   bridgeFiltering: () => BridgeFiltering;
   fastPathLoaded: () => boolean;
@@ -202,6 +204,11 @@ export async function advance(
   await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
   if (mend.endpoints.size > 0) repairs.push(...(await mendEndpoints(tools, after, mend.endpoints)));
   if (endpoint.added.length > 0) await makeEndpoints(tools, steps, after, endpoint.added);
+  await steps.run(
+    "reverse-path",
+    () => tools.applyReversePath(after),
+    () => tools.applyReversePath(before),
+  );
   await moveDefaultRoutes(tools, steps, before, after);
   await steps.run(
     "device",

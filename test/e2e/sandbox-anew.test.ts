@@ -56,7 +56,7 @@ async function isBack(topology: Topology, name = "web"): Promise<number> {
   for (;;) {
     const seen = topology.must(name, look);
     const waited = performance.now() - started;
-    if (/172\.34\.0\.1\d\/24[^]*fd34::1\d\/64[^]*via 172\.34\.0\.1 [^]*via fd34::1 /.test(seen))
+    if (/172\.34\.0\.1\d\/24.*fd34::1\d\/64.*via 172\.34\.0\.1 .*via fd34::1 /s.test(seen))
       return waited;
     if (waited > 20_000) throw new Error(`not back after ${waited} ms:\n${seen}`);
     await sleep(50);

@@ -2,6 +2,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { DatapathStatus } from "../../src/network/datapath-status.ts";
+import { addressScenarios } from "./address-scenarios.ts";
 import { fieldScenarios } from "./field-scenarios.ts";
 import { scenarios, setUp } from "./scenarios.ts";
 import { addresses, Topology, type TopologyOptions } from "./topology.ts";
@@ -17,7 +18,7 @@ export function runScenarios(options: TopologyOptions): void {
     await topology.startDaemon();
     await setUp(topology);
   });
-  for (const scenario of [...scenarios, ...fieldScenarios])
+  for (const scenario of [...scenarios, ...fieldScenarios, ...addressScenarios])
     test(scenario.name, async () => {
       if (topology === null) throw new Error("there is no topology");
       await scenario.run(topology);
