@@ -259,8 +259,9 @@ fn default_routes_are_replaced_and_foreign_ones_respected() {
     let scene = Scene::new();
     host::create_bridge(&scene.bridge()).unwrap();
     host::create_endpoint(&scene.endpoint()).unwrap();
-    let route =
-        |gateway: &str| Some(DefaultRoute { gateway: gateway.into(), host_interface: "nbveth1".into() });
+    let route = |gateway: &str| {
+        Some(DefaultRoute { gateway: gateway.into(), host_interface: "nbveth1".into() })
+    };
     let set = |ipv4, ipv6| host::set_default_routes(&scene.path(), &DefaultRoutes { ipv4, ipv6 });
     let shown = || scene.sandbox.run("ip route show default; ip -6 route show default");
 
@@ -400,8 +401,9 @@ fn a_process_is_resolved_only_while_it_lives() {
 fn published(scene: &Scene) {
     host::create_bridge(&scene.bridge()).unwrap();
     host::create_endpoint(&scene.endpoint()).unwrap();
-    let by =
-        |gateway: &str| Some(DefaultRoute { gateway: gateway.into(), host_interface: "nbveth1".into() });
+    let by = |gateway: &str| {
+        Some(DefaultRoute { gateway: gateway.into(), host_interface: "nbveth1".into() })
+    };
     let routes = DefaultRoutes { ipv4: by("172.32.0.1"), ipv6: by("fd00:32::1") };
     host::set_default_routes(&scene.path(), &routes).unwrap();
     run("ip addr add 192.0.2.1/32 dev lo; ip -6 addr add 2001:db8::1/128 dev lo nodad

@@ -6,6 +6,7 @@
 //! the bridge itself sends goes to every port that forwards, whatever the new one does, and the next
 //! frame to a MAC that the bridge has not learned yet is flooded.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -15,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-use super::link;
+use super::link::{self, LinkInfo};
 use super::neighbour;
 use super::rtnetlink::Rtnetlink;
-use crate::{Error, Result, error::Context};
+use crate::{Error, ErrorKind, Result, error::Context};
 
 /// Whoever was busy, or whose port did not forward, hears it then.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -43,26 +44,80 @@ pub struct Announcement {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Tells the host and every endpoint of the bridge at once, and once more a little later.
+/// Where each address of a bridge was last, by the bridge's ifindex. Only of bridges that this process
+/// made: of others it does not know what came before.
+static LAST: Mutex<BTreeMap<u32, HashMap<IpAddr, [u8; 6]>>> = Mutex::new(BTreeMap::new());
+/// A bridge with more is remembered no longer.
+const ADDRESSES_MAX: usize = 65_536;
+
+/// From now on all of its addresses are known: nobody can have learned one of them yet.
+pub fn remember_bridge(ifindex: u32) {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).insert(ifindex, HashMap::new());
+}
+
+/// Notes where the addresses are; true if somebody may believe them to be elsewhere.
+fn is_news(bridge: u32, news: &Announcement) -> bool {
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(known) = last.get_mut(&bridge) else { return true };
+    let mut moved = false;
+    for address in &news.addresses {
+        moved |= known.insert(*address, news.mac).is_some_and(|before| before != news.mac);
+    }
+    if known.len() > ADDRESSES_MAX {
+        last.remove(&bridge);
+    }
+    moved
+}
+
+/// Tells the host and every endpoint of the bridge where these addresses are now: at once, and once more
+/// a little later. A frame to everybody costs the more the more there are, so nobody is told of an
+/// address that is where it always was.
 ///
 /// # Errors
 /// `not_found` if the bridge is gone.
 pub fn announce(netlink: &mut Rtnetlink, news: &Announcement) -> Result<()> {
+    let bridge = bridge_of(netlink, news)?;
+    let was_known = forget(netlink, &bridge, news)?;
+    if is_news(bridge.ifindex, news) || was_known {
+        shout(&bridge, news)?;
+        again(news.clone());
+    }
+    Ok(())
+}
+
+/// As `announce`, whatever is known.
+///
+/// # Errors
+/// As [`announce`].
+pub fn announce_anyway(netlink: &mut Rtnetlink, news: &Announcement) -> Result<()> {
     tell(netlink, news)?;
     again(news.clone());
     Ok(())
 }
 
+fn bridge_of(netlink: &mut Rtnetlink, news: &Announcement) -> Result<LinkInfo> {
+    link::find(netlink, &news.bridge)?.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("there is no bridge {}", news.bridge))
+    })
+}
+
 fn tell(netlink: &mut Rtnetlink, news: &Announcement) -> Result<()> {
-    let Some(bridge) = link::find(netlink, &news.bridge)? else {
-        return Err(Error::new(
-            crate::ErrorKind::NotFound,
-            format!("there is no bridge {}", news.bridge),
-        ));
-    };
+    let bridge = bridge_of(netlink, news)?;
+    is_news(bridge.ifindex, news);
+    forget(netlink, &bridge, news)?;
+    shout(&bridge, news)
+}
+
+/// Takes away what the host knows of the addresses; true if it did of any.
+fn forget(netlink: &mut Rtnetlink, bridge: &LinkInfo, news: &Announcement) -> Result<bool> {
+    let mut was_known = false;
     for address in &news.addresses {
-        neighbour::forget(netlink, bridge.ifindex, *address)?;
+        was_known |= neighbour::forget(netlink, bridge.ifindex, *address)?;
     }
+    Ok(was_known)
+}
+
+fn shout(bridge: &LinkInfo, news: &Announcement) -> Result<()> {
     // A bridge that is down has nobody to tell.
     if !bridge.up {
         return Ok(());

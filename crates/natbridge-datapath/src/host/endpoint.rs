@@ -87,7 +87,7 @@ pub fn ensure_endpoint(spec: &EndpointSpec) -> Result<Vec<String>> {
 pub fn announce_endpoint(spec: &EndpointSpec) -> Result<()> {
     let mac = link::parse_mac(&spec.mac)?;
     let addresses = address::parse_all(&spec.addresses)?;
-    announce::announce(&mut Rtnetlink::open()?, &announcement(spec, mac, &addresses))
+    announce::announce_anyway(&mut Rtnetlink::open()?, &announcement(spec, mac, &addresses))
 }
 
 fn announcement(spec: &EndpointSpec, mac: [u8; 6], addresses: &[InterfaceAddress]) -> Announcement {
@@ -326,7 +326,8 @@ impl<'a> Work<'a> {
         mended.extend(address::ensure(&mut self.sandbox, end.ifindex, &self.addresses)?);
         mended.extend(mend_device(&mut self.sandbox, end, spec.mtu)?);
         if !mended.is_empty() {
-            self.announce()?;
+            let news = announcement(spec, self.mac, &self.addresses);
+            announce::announce_anyway(&mut self.host, &news)?;
         }
         if self.set_loopback(true)? {
             mended.push("set lo up".to_owned());

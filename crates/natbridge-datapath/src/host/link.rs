@@ -128,9 +128,10 @@ pub(crate) fn other_end(netlink: &mut Rtnetlink, end: &LinkInfo) -> Result<Optio
         return Ok(None);
     }
     let links = dump(netlink)?;
-    Ok(links.into_iter().map(|(link, _)| link).find(|link| {
-        link.kind == "veth" && link.ifindex == end.peer && link.peer == end.ifindex
-    }))
+    Ok(links
+        .into_iter()
+        .map(|(link, _)| link)
+        .find(|link| link.kind == "veth" && link.ifindex == end.peer && link.peer == end.ifindex))
 }
 
 /// The bridge's settings of a port, if the device is one.

@@ -13,8 +13,8 @@ const NDMSG: usize = 12;
 const NDA_DST: u16 = 1;
 
 /// Takes away what the kernel has learned of an address on a device: its next packet asks anew. An entry
-/// that somebody set by hand stays.
-pub fn forget(netlink: &mut Rtnetlink, ifindex: u32, neighbour: IpAddr) -> Result<()> {
+/// that somebody set by hand stays. Answers whether there was one.
+pub fn forget(netlink: &mut Rtnetlink, ifindex: u32, neighbour: IpAddr) -> Result<bool> {
     let request = request(ifindex, neighbour);
     let mut learned = false;
     // RTM_GETNEIGH of one entry is since Linux 5.0 (net/core/neighbour.c, neigh_get).
@@ -22,16 +22,17 @@ pub fn forget(netlink: &mut Rtnetlink, ifindex: u32, neighbour: IpAddr) -> Resul
         learned |= state(message.payload).is_some_and(|state| state & libc::NUD_PERMANENT == 0);
     });
     match asked {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         result => result.context(format_args!("looking for the neighbour {neighbour}"))?,
     }
     if !learned {
-        return Ok(());
+        return Ok(false);
     }
     match netlink.raw().execute(libc::RTM_DELNEIGH, 0, &request) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        result => result.context(format_args!("forgetting the neighbour {neighbour}")),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        result => result.context(format_args!("forgetting the neighbour {neighbour}"))?,
     }
+    Ok(true)
 }
 
 /// `struct ndmsg` and the address.

@@ -173,10 +173,7 @@ fn set_default(
 ) -> Result<Vec<String>> {
     let ipv4 = family == AddressFamily::Inet;
     let defaults = present.iter().filter(|route| {
-        route.unicast
-            && route.prefix == 0
-            && route.is_main()
-            && route.destination.is_ipv4() == ipv4
+        route.unicast && route.prefix == 0 && route.is_main() && route.destination.is_ipv4() == ipv4
     });
     let (own, foreign): (Vec<_>, Vec<_>) =
         defaults.partition(|route| route.protocol == OWN_PROTOCOL);
@@ -211,7 +208,8 @@ fn set_default(
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.context("removing an old default route")?,
             }
-            changed.extend(hop.gateway.map(|gateway| format!("removed default route by {gateway}")));
+            changed
+                .extend(hop.gateway.map(|gateway| format!("removed default route by {gateway}")));
         }
     }
     Ok(changed)

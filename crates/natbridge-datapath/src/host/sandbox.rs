@@ -102,7 +102,10 @@ pub fn inspect_sandbox(path: &str) -> Result<SandboxInfo> {
 
 /// Where each path leads now, `dev:inode`; empty: to no network namespace. Quick, to be asked often.
 pub fn glance_at_sandboxes(paths: &[String]) -> Vec<String> {
-    paths.iter().map(|path| Namespace::open(path).map_or_else(|_| String::new(), |n| n.place())).collect()
+    paths
+        .iter()
+        .map(|path| Namespace::open(path).map_or_else(|_| String::new(), |n| n.place()))
+        .collect()
 }
 
 /// The network namespace of a process that is alive now. The process is held by a pidfd meanwhile,
