@@ -30,7 +30,7 @@ import {
 } from "./plan-ports.ts";
 import type { EndpointRecord, NetworkRecord, PortRecord, SandboxRecord } from "./records.ts";
 import { findSandbox, planSandbox, sandboxNow, withLivePath } from "./sandbox-lookup.ts";
-import { endpointStands, type LinksByName, networkStands } from "./standing.ts";
+import { endpointStands, type LinksByName, networkStands } from "./endpoint-standing.ts";
 import type { State } from "./state.ts";
 
 /** All that planning may look at besides the draft. */

@@ -32,7 +32,7 @@ import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
 import { clearNoted, deleteEntries, noteOf } from "./stale-note.ts";
-import { byName } from "./standing.ts";
+import { byName } from "./endpoint-standing.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";

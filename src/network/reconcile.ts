@@ -12,7 +12,7 @@ import { type BridgeFiltering, bridgeFiltering, findUplinks, localAddresses } fr
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
 import { type Found, findAll, whereaboutsOf } from "./sandbox-upkeep.ts";
 import { clearNoted } from "./stale-note.ts";
-import { byName, hostEndStands, type LinksByName, routesStand } from "./standing.ts";
+import { byName, hostEndStands, type LinksByName, routesStand } from "./endpoint-standing.ts";
 import { compareStates, type State } from "./state.ts";
 import {
   bridgeSpec,

@@ -6,7 +6,7 @@ import { ProblemError } from "../problem.ts";
 import type { EndpointInput } from "./model.ts";
 import { invalidField, newId, type Request } from "./plan-networks.ts";
 import type { SandboxRecord } from "./records.ts";
-import { isOfProcess, isSameNamespace } from "./standing.ts";
+import { isOfProcess, isSameNamespace } from "./endpoint-standing.ts";
 import type { State } from "./state.ts";
 
 export interface FoundSandbox {
