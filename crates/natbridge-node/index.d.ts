@@ -15,6 +15,9 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
  */
 export declare function acceptVerdict(seen: number): boolean
 
+/** Tells the host and the bridge's other endpoints where an endpoint's addresses are now. */
+export declare function announceEndpoint(spec: EndpointSpec): Promise<void>
+
 /** Makes the table `inet natbridge` say exactly this. */
 export declare function applyFirewall(spec: FirewallSpec): Promise<FirewallChange>
 
@@ -72,7 +75,7 @@ export declare function createEndpoint(spec: EndpointSpec): Promise<EndpointLink
 
 export interface DefaultRoute {
   gateway: string
-  interface: string
+  hostInterface: string
 }
 
 export interface DefaultRoutes {
@@ -254,6 +257,9 @@ export interface ForwardAccept {
   inserted: boolean
 }
 
+/** Where each path leads now, `dev:inode`; empty: to no network namespace. */
+export declare function glanceAtSandboxes(paths: Array<string>): Promise<Array<string>>
+
 export interface HostEvent {
   kind: 'link' | 'address' | 'route' | 'neighbour' | 'qdisc' | 'ruleset' | 'elements' | 'program' | 'overrun'
   ifindex: number
@@ -299,6 +305,8 @@ export interface LinkInfo {
   up: boolean
   master: number
   peer: number
+  carrier: boolean
+  carrierChanges: number
   alias: string
   addresses: Array<string>
   qdiscs: Array<string>
@@ -409,13 +417,16 @@ export declare function rulesSeen(): number
 
 export interface SandboxInfo {
   key: string
+  ofProcess: boolean
   isHost: boolean
   interfaces: Array<SandboxInterface>
+  defaultRoutes: Array<SandboxRoute>
 }
 
 export interface SandboxInterface {
   name: string
   ifindex: number
+  peer: number
   mac: string
   mtu: number
   up: boolean
@@ -426,11 +437,16 @@ export interface SandboxInterface {
   transmitPackets: number
 }
 
+export interface SandboxRoute {
+  gateway: string
+  ifindex: number
+}
+
 /** Connect hooks serve loopback and local addresses, or leave all to others. */
 export declare function setConnectHook(enabled: boolean): Promise<void>
 
-/** Replaces natbridge's default routes in a sandbox; null removes them. */
-export declare function setDefaultRoutes(sandboxPath: string, routes: DefaultRoutes): Promise<void>
+/** Replaces natbridge's default routes in a sandbox; null removes them. Answers what it changed. */
+export declare function setDefaultRoutes(sandboxPath: string, routes: DefaultRoutes): Promise<Array<string>>
 
 /** Attaches the programs to a device, if need be, and describes it to them. */
 export declare function setDevice(spec: DeviceSpec): Promise<void>

@@ -773,8 +773,9 @@ if (
   }
 }
 
-const { acceptVerdict, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, endSockets, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, followPrograms, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFirewall, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, renewVerdict, resolvePid, rulesSeen, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, settleSockets, stopWatching, unloadFastPath, verdictStands, watchHost, writeSysctl } = nativeBinding
+const { acceptVerdict, announceEndpoint, applyFirewall, bumpGeneration, closeFastPath, countXfrmPolicies, createBridge, createEndpoint, deleteConntrack, deleteLink, deviceCounters, endSockets, ensureBridge, ensureEndpoint, ensureForwardAccepts, fastPathCounters, fastPathEnabled, followPrograms, glanceAtSandboxes, hostNamespace, inspectSandbox, kernelFeatures, listConntrack, listDevices, listFirewall, listFlows, listLinks, listPacketRouting, listPrograms, listRoutes, loadFastPath, portCounters, readForeignRuleset, readSysctl, removeDevice, removeFirewall, removeForwardAccepts, renewVerdict, resolvePid, rulesSeen, setConnectHook, setDefaultRoutes, setDevice, setFastPathEnabled, setLocalAddresses, setPorts, settleSockets, stopWatching, unloadFastPath, verdictStands, watchHost, writeSysctl } = nativeBinding
 export { acceptVerdict }
+export { announceEndpoint }
 export { applyFirewall }
 export { bumpGeneration }
 export { closeFastPath }
@@ -791,6 +792,7 @@ export { ensureForwardAccepts }
 export { fastPathCounters }
 export { fastPathEnabled }
 export { followPrograms }
+export { glanceAtSandboxes }
 export { hostNamespace }
 export { inspectSandbox }
 export { kernelFeatures }

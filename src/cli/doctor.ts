@@ -13,6 +13,7 @@ import {
   checkUser,
   type Finding,
 } from "./doctor-checks.ts";
+import { checkReversePath } from "./doctor-reverse-path.ts";
 import { FailedError, UsageError } from "./errors.ts";
 import { openLocalDatapath } from "./local-datapath.ts";
 import { printable, printJson, printLine } from "./output.ts";
@@ -54,6 +55,7 @@ async function checkHost(): Promise<Finding[]> {
   return [
     ...(await guarded("kernel", () => checkKernel(datapath))),
     ...(await guarded("settings", () => checkSettings(datapath))),
+    ...(await guarded("reverse path", () => checkReversePath(datapath))),
     ...(await guarded("firewall", () => checkFirewall(datapath))),
     ...(await guarded("conflicts", () => checkConflicts(datapath))),
   ];

@@ -113,12 +113,14 @@ class AddonDatapath implements Datapath {
   ensureBridge = (spec: BridgeSpec) => later(() => this.#native.ensureBridge(spec));
   createEndpoint = (spec: EndpointSpec) => later(() => this.#native.createEndpoint(spec));
   ensureEndpoint = (spec: EndpointSpec) => later(() => this.#native.ensureEndpoint(spec));
+  announceEndpoint = (spec: EndpointSpec) => later(() => this.#native.announceEndpoint(spec));
   deleteLink = (name: string) => later(() => this.#native.deleteLink(name));
   setDefaultRoutes = (
     sandboxPath: string,
     routes: { ipv4: DefaultRoute | null; ipv6: DefaultRoute | null },
   ) => later(() => this.#native.setDefaultRoutes(sandboxPath, routes));
   inspectSandbox = (path: string) => later(() => this.#native.inspectSandbox(path));
+  glanceAtSandboxes = (paths: string[]) => later(() => this.#native.glanceAtSandboxes(paths));
   resolvePid = (pid: number) => later(() => this.#native.resolvePid(pid));
   watchHost = (listener: (event: HostEvent) => void) => now(() => this.#native.watchHost(listener));
   stopWatching = () => now(() => this.#native.stopWatching());

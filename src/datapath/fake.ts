@@ -67,6 +67,8 @@ function makeLink(link: Partial<LinkInfo> & { ifindex: number; name: string }): 
     up: true,
     master: 0,
     peer: 0,
+    carrier: true,
+    carrierChanges: 1,
     alias: "",
     addresses: [],
     qdiscs: [],
@@ -133,9 +135,11 @@ export class FakeDatapath implements Datapath {
 
   addSandbox(path: string): FakeSandbox {
     const sandbox: FakeSandbox = {
-      key: `4:${this.#nextKey++}`,
+      key: `4:${this.#nextKey}:${this.#nextKey++}`,
+      ofProcess: path.startsWith("/proc/"),
       isHost: false,
       interfaces: [],
+      defaultRoutes: [],
       routes: { ipv4: null, ipv6: null },
     };
     this.sandboxes.set(path, sandbox);
@@ -261,7 +265,8 @@ export class FakeDatapath implements Datapath {
       master: bridge.ifindex,
     });
     this.#isolate(spec);
-    const end = this.#sandboxEnd(spec);
+    const end = this.#sandboxEnd(spec, link.ifindex);
+    link.peer = end.ifindex;
     sandbox.interfaces.push(end);
     this.#peers.set(spec.hostInterface, () => {
       sandbox.interfaces = sandbox.interfaces.filter((device) => device !== end);
@@ -269,9 +274,10 @@ export class FakeDatapath implements Datapath {
     return { ifindex: link.ifindex, sandboxIfindex: end.ifindex };
   }
 
-  #sandboxEnd(spec: EndpointSpec): SandboxInterface {
+  #sandboxEnd(spec: EndpointSpec, peer: number): SandboxInterface {
     const { interface: name, mac, mtu, addresses } = spec;
-    return { name, ifindex: 2, mac, mtu, up: true, addresses: [...addresses], ...noTraffic };
+    const ifindex = this.#nextIfindex++;
+    return { name, ifindex, peer, mac, mtu, up: true, addresses: [...addresses], ...noTraffic };
   }
 
   #isolate({ hostInterface, isolatedPort }: EndpointSpec): void {
@@ -282,7 +288,10 @@ export class FakeDatapath implements Datapath {
   async ensureEndpoint(spec: EndpointSpec): Promise<string[]> {
     this.#mayFail("ensureEndpoint");
     const link = this.links.get(spec.hostInterface);
-    if (link?.alias === spec.alias) {
+    const { interfaces } = this.#sandbox(spec.sandboxPath);
+    if (link?.alias === spec.alias && !interfaces.some(({ peer }) => peer === link.ifindex))
+      await this.deleteLink(spec.hostInterface);
+    else if (link?.alias === spec.alias) {
       const mended = link.up ? [] : ["set up"];
       link.up = true;
       if (this.isolatedPorts.has(spec.hostInterface) !== spec.isolatedPort)
@@ -296,6 +305,8 @@ export class FakeDatapath implements Datapath {
     return ["made again"];
   }
 
+  async announceEndpoint(_spec: EndpointSpec): Promise<void> {}
+
   async deleteLink(name: string): Promise<boolean> {
     this.#mayFail("deleteLink");
     const link = this.links.get(name);
@@ -308,9 +319,12 @@ export class FakeDatapath implements Datapath {
     return true;
   }
 
-  async setDefaultRoutes(path: string, routes: Routes): Promise<void> {
+  async setDefaultRoutes(path: string, routes: Routes): Promise<string[]> {
     this.#mayFail("setDefaultRoutes");
-    this.#sandbox(path).routes = routes;
+    const sandbox = this.#sandbox(path);
+    const isSame = JSON.stringify(sandbox.routes) === JSON.stringify(routes);
+    sandbox.routes = routes;
+    return isSame ? [] : ["default routes set"];
   }
 
   #sandbox(path: string): FakeSandbox {
@@ -321,8 +335,19 @@ export class FakeDatapath implements Datapath {
 
   async inspectSandbox(path: string): Promise<SandboxInfo> {
     this.#mayFail("inspectSandbox");
-    const { key, isHost, interfaces } = this.#sandbox(path);
-    return { key, isHost, interfaces: interfaces.map((device) => ({ ...device })) };
+    const { key, ofProcess, isHost, interfaces, routes } = this.#sandbox(path);
+    const defaultRoutes = [routes.ipv4, routes.ipv6].flatMap((route) =>
+      route === null
+        ? []
+        : { gateway: route.gateway, ifindex: this.links.get(route.hostInterface)?.peer ?? 0 },
+    );
+    const devices = interfaces.map((device) => ({ ...device }));
+    return { key, ofProcess, isHost, interfaces: devices, defaultRoutes };
+  }
+
+  async glanceAtSandboxes(paths: string[]): Promise<string[]> {
+    const keys = paths.map((path) => this.sandboxes.get(path)?.key ?? "");
+    return keys.map((key) => key.split(":").slice(0, 2).join(":"));
   }
 
   async resolvePid(pid: number): Promise<ResolvedPid> {

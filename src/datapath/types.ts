@@ -29,6 +29,10 @@ export interface LinkInfo {
   master: number;
   /** ifindex of the other end of a veth pair, in its own namespace; 0 for none. */
   peer: number;
+  /** The other end is up, or the cable is in. */
+  carrier: boolean;
+  /** How often that changed. */
+  carrierChanges: number;
   /** IFLA_IFALIAS; natbridge writes `natbridge:network:<id>` and `natbridge:endpoint:<id>`. */
   alias: string;
   /** `address/prefix`, all scopes. */
@@ -81,15 +85,26 @@ export interface EndpointLink {
 
 export interface DefaultRoute {
   gateway: string;
-  interface: string;
+  /** Host end of the endpoint it leads over: the other end may have any name in the sandbox. */
+  hostInterface: string;
 }
 
 export interface SandboxInfo {
-  /** Device and inode of the namespace: its identity. `dev:inode`. */
+  /** Its identity, `dev:inode:cookie`: an inode number that became free is given again, a cookie is not. */
   key: string;
+  /** The path belongs to a process, and does not outlive it. */
+  ofProcess: boolean;
   /** It is the host's own namespace. */
   isHost: boolean;
   interfaces: SandboxInterface[];
+  /** natbridge's own. */
+  defaultRoutes: SandboxRoute[];
+}
+
+export interface SandboxRoute {
+  gateway: string;
+  /** In the sandbox. */
+  ifindex: number;
 }
 
 export interface ResolvedPid {
@@ -102,6 +117,8 @@ export interface ResolvedPid {
 export interface SandboxInterface {
   name: string;
   ifindex: number;
+  /** ifindex of the other end of a veth pair, in its own namespace; 0 for none. */
+  peer: number;
   mac: string;
   mtu: number;
   up: boolean;
@@ -395,15 +412,19 @@ export interface Datapath {
   ensureBridge(spec: BridgeSpec): Promise<string[]>;
   createEndpoint(spec: EndpointSpec): Promise<EndpointLink>;
   ensureEndpoint(spec: EndpointSpec): Promise<string[]>;
+  /** Tells the host and the bridge's other endpoints where its addresses are now; making it does so too. */
+  announceEndpoint(spec: EndpointSpec): Promise<void>;
   /** Deletes a link of the host by name, if it is there; false if it was not. */
   deleteLink(name: string): Promise<boolean>;
-  /** Replaces the default routes in a sandbox; null removes natbridge's. */
+  /** Replaces the default routes in a sandbox; null removes natbridge's. Answers what it changed. */
   setDefaultRoutes(
     sandboxPath: string,
     routes: { ipv4: DefaultRoute | null; ipv6: DefaultRoute | null },
-  ): Promise<void>;
+  ): Promise<string[]>;
   /** @throws `not_found` if the path is gone, `invalid` if it is no network namespace. */
   inspectSandbox(path: string): Promise<SandboxInfo>;
+  /** Where each path leads now, `dev:inode`; empty: to no network namespace. Quick, to be asked often. */
+  glanceAtSandboxes(paths: string[]): Promise<string[]>;
   /**
    * The network namespace of a process, held by a pidfd while it is looked up. The path is good as
    * long as the process lives.

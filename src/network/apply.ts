@@ -1,5 +1,6 @@
 /** `POST /v1/apply`: many objects as one change. */
 import {
+  type Mend,
   type Planning,
   putEndpoint,
   putNetwork,
@@ -82,6 +83,7 @@ export function applyResult(
   before: State,
   after: State,
   input: ApplyInput,
+  mend: Mend,
   dryRun: boolean,
 ): ApplyResult {
   const difference: StateDifference = compareStates(before, after);
@@ -96,7 +98,17 @@ export function applyResult(
     port: names(input.ports ?? []),
   };
   const created = pick((kind) => names(difference[kind].added));
-  const updated = pick((kind) => difference[kind].changed.map(({ after: { name } }) => name));
+  const mended = {
+    network: after.network.values().filter(({ id }) => mend.networks.has(id)),
+    endpoint: after.endpoint.values().filter(({ id }) => mend.endpoints.has(id)),
+    port: [],
+  };
+  const updated = pick((kind) => [
+    ...new Set([
+      ...difference[kind].changed.map(({ after: { name } }) => name),
+      ...names(mended[kind]).filter((name) => !created[`${kind}s`].includes(name)),
+    ]),
+  ]);
   const touched = {
     network: new Set([...created.networks, ...updated.networks]),
     endpoint: new Set([...created.endpoints, ...updated.endpoints]),

@@ -2,8 +2,9 @@
  * What each call makes of the desired state: pure but for reading the host. Each function changes the
  * draft it is given; the core then takes kernel and disk there.
  */
-import type { Datapath } from "../datapath/types.ts";
+import type { Datapath, SandboxInfo } from "../datapath/types.ts";
 import { ProblemError } from "../problem.ts";
+import { endpointStands, type LinksByName, networkStands } from "./endpoint-standing.ts";
 import type {
   EndpointInput,
   EndpointPatch,
@@ -28,8 +29,8 @@ import {
   portDifferences,
   refuseInternal,
 } from "./plan-ports.ts";
-import type { EndpointRecord, NetworkRecord, PortRecord } from "./records.ts";
-import { findSandbox, planSandbox, withLivePath } from "./sandbox-lookup.ts";
+import type { EndpointRecord, NetworkRecord, PortRecord, SandboxRecord } from "./records.ts";
+import { findSandbox, planSandbox, sandboxNow, withLivePath } from "./sandbox-lookup.ts";
 import type { State } from "./state.ts";
 
 /** All that planning may look at besides the draft. */
@@ -39,6 +40,16 @@ export interface Planning {
   host: HostView;
   ports: PortView;
   request: Request;
+  /** The state before the draft, and the host's devices: what stands, and what does not. */
+  before: State;
+  links: LinksByName;
+  mend: Mend;
+}
+
+/** What a call wants as it is recorded, and the kernel does not have so. By id. */
+export interface Mend {
+  networks: Set<string>;
+  endpoints: Set<string>;
 }
 
 function same(a: unknown, b: unknown): boolean {
@@ -74,6 +85,7 @@ export function putNetwork(planning: Planning, input: NetworkInput): NetworkReco
   const known = planning.draft.network.named(input.name);
   if (!known || known.predefined) return createNetwork(planning, input);
   refuseDifferences("Network", known.name, networkDifferences(known, input));
+  if (!networkStands(known, planning.links)) planning.mend.networks.add(known.id);
   return patchNetwork(planning, known, { labels: input.labels, fastPath: input.fastPath });
 }
 
@@ -120,6 +132,7 @@ export async function createEndpoint(
   const network = draft.network.resolve(input.network, "/network");
   const found = await findSandbox(datapath, draft, input);
   const sandbox = await withLivePath(datapath, planSandbox(draft, found, request), found);
+  followNamespace(planning, sandbox);
   const record = planEndpoint(draft, network, sandbox, input, found.present, request);
   if (draft.sandbox.get(sandbox.id) !== sandbox) draft.sandbox.put(sandbox);
   draft.endpoint.put(record);
@@ -133,9 +146,30 @@ export async function putEndpoint(
   const { draft, datapath } = planning;
   const known = draft.endpoint.named(input.name);
   if (!known) return createEndpoint(planning, input);
-  const { info } = await findSandbox(datapath, draft, input);
-  refuseDifferences("Endpoint", known.name, endpointDifferences(draft, known, input, info.key));
+  const found = await findSandbox(datapath, draft, input);
+  const sandbox = draft.sandbox.expect(known.sandboxId);
+  const now = await sandboxNow(datapath, draft, sandbox, found);
+  refuseDifferences("Endpoint", known.name, endpointDifferences(draft, known, input, now !== null));
+  if (now !== null) followNamespace(planning, now);
+  lookAt(planning, known, found.info);
   return patchEndpoint(planning, known, { labels: input.labels, aliases: input.aliases });
+}
+
+/** All that is in a sandbox whose namespace was made anew is to be made anew. */
+function followNamespace({ draft, mend }: Planning, sandbox: SandboxRecord): void {
+  const before = draft.sandbox.get(sandbox.id);
+  if (!before || before === sandbox) return;
+  if (before.key !== sandbox.key || before.lostSince !== null)
+    for (const { id } of draft.endpoint.of(sandbox.id)) mend.endpoints.add(id);
+  draft.sandbox.put(sandbox);
+}
+
+/** "Unchanged" is only said of what is really there. */
+function lookAt(planning: Planning, endpoint: EndpointRecord, info: SandboxInfo): void {
+  const { before, links, mend } = planning;
+  // What this call makes is not there yet.
+  if (!before.endpoint.get(endpoint.id)) return;
+  if (!endpointStands(before, endpoint, links, info)) mend.endpoints.add(endpoint.id);
 }
 
 export function patchEndpoint(

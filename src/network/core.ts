@@ -14,7 +14,8 @@ import * as changes from "./changes.ts";
 import { ConnectHook } from "./connect-hook.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import { Devices } from "./devices.ts";
-import { DurableEventLog, type NewEvent } from "./event-log.ts";
+import { byName } from "./endpoint-standing.ts";
+import { DurableEventLog, type NewEvent, type Repair, repairEvents } from "./event-log.ts";
 import {
   type BridgeFiltering,
   bridgeFiltering,
@@ -74,7 +75,7 @@ export class Core implements Service, MetricsSource {
   readonly judge: Judge;
   readonly traffic: Traffic;
   readonly upkeep: Upkeep;
-  readonly observed: Observed = { ifindexes: new Map(), failures: new Map() };
+  readonly observed: Observed = { ifindexes: new Map(), carriers: new Map(), failures: new Map() };
   readonly now: () => string;
   state: State;
   links: LinkInfo[] = [];
@@ -138,6 +139,7 @@ export class Core implements Service, MetricsSource {
       holder,
       applyHostSettings: (state) => this.settings.applyWhole(state),
       takeBackHostSettings: (keys) => void this.settings.takeBack(keys),
+      applyReversePath: (state) => void this.settings.applyReversePath(state),
       strictForwarding: () => this.settings.turnedForwardingOn(),
       bridgeFiltering: () => bridgeFiltering(datapath),
       fastPathLoaded: () => fastPathLoaded,
@@ -154,10 +156,10 @@ export class Core implements Service, MetricsSource {
   async describeDevices(state: State): Promise<void> {
     const { datapath, fastPathLoaded } = this.options;
     this.links = await datapath.listLinks();
-    const byName = new Map(this.links.map((link) => [link.name, link.ifindex]));
+    const links = byName(this.links);
     this.observed.ifindexes.clear();
     for (const { id, hostInterface } of state.endpoint.values())
-      this.observed.ifindexes.set(id, byName.get(hostInterface) ?? 0);
+      this.observed.ifindexes.set(id, links.get(hostInterface)?.ifindex ?? 0);
     if (!fastPathLoaded) return;
     await this.devices.follow(state, this.links, this.uplinks);
   }
@@ -195,6 +197,7 @@ export class Core implements Service, MetricsSource {
     held: Set<string>,
     owner: string | null,
   ): Promise<changes.Planning> {
+    const before = this.state;
     const { datapath } = this.options;
     const [links, routes] = await Promise.all([datapath.listLinks(), datapath.listRoutes()]);
     this.links = links;
@@ -206,7 +209,9 @@ export class Core implements Service, MetricsSource {
       held,
     };
     const request = { owner, now: this.now() };
-    return { draft, datapath, host: hostView(links, routes), ports, request };
+    const mend: changes.Mend = { networks: new Set(), endpoints: new Set() };
+    const host = hostView(links, routes);
+    return { draft, datapath, host, ports, request, before, links: byName(links), mend };
   }
 
   /** Plans on a copy, takes the kernel there, and makes it the state; or leaves all as it was. */
@@ -220,9 +225,10 @@ export class Core implements Service, MetricsSource {
       for (let attempt = 1; ; attempt++) {
         const before = this.state;
         const after = before.copy();
-        const result = await plan(await this.#planning(after, held, owner));
+        const planning = await this.#planning(after, held, owner);
+        const result = await plan(planning);
         try {
-          await this.#transition(before, after);
+          await this.#transition(before, after, planning.mend);
           return result;
         } catch (error) {
           if (!hasRevived && error instanceof HolderError && error.kind === "unavailable") {
@@ -239,16 +245,18 @@ export class Core implements Service, MetricsSource {
     });
   }
 
-  async #transition(before: State, after: State): Promise<void> {
+  async #transition(before: State, after: State, mend: changes.Mend): Promise<void> {
     const difference = compareStates(before, after);
     const steps = new Steps(this.options.log);
+    let repairs: Repair[];
     try {
-      await advance(this.tools, steps, before, after, difference);
+      repairs = await advance(this.tools, steps, before, after, difference, mend);
     } catch (error) {
       await steps.undoAll();
       throw error;
     }
     this.state = after;
+    this.events.record(repairEvents(repairs), this.now());
     // A network that switches the fast path off, or on again, is told of as what the host's rules do.
     this.judge.tell();
     const failures = await retire(this.tools, before, after, difference);
@@ -318,8 +326,9 @@ export class Core implements Service, MetricsSource {
   };
 
   readonly sandboxes: Sandboxes = {
-    list: () => this.state.sandbox.values().map((record) => sandboxView(this.state, record)),
-    get: (ref) => sandboxView(this.state, this.state.sandbox.resolve(ref)),
+    list: () =>
+      this.state.sandbox.values().map((record) => sandboxView(this.state, record, this.observed)),
+    get: (ref) => sandboxView(this.state, this.state.sandbox.resolve(ref), this.observed),
   };
 
   readonly endpoints: Endpoints = {
@@ -396,16 +405,15 @@ export class Core implements Service, MetricsSource {
       return this.exclusive(async () => {
         const before = this.state;
         const draft = before.copy();
-        await planApply(await this.#planning(draft, new Set(), input.owner), input);
-        return applyResult(before, draft, input, true);
+        const planning = await this.#planning(draft, new Set(), input.owner);
+        await planApply(planning, input);
+        return applyResult(before, draft, input, planning.mend, true);
       });
-    let [before, after] = [this.state, this.state];
-    await this.change(async (planning) => {
-      before = this.state;
+    const { before, draft, mend } = await this.change(async (planning) => {
       await planApply(planning, input);
-      after = planning.draft;
+      return planning;
     }, input.owner);
-    return applyResult(before, after, input, false);
+    return applyResult(before, draft, input, mend, false);
   }
 
   // --- what is read from the datapath

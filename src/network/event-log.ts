@@ -4,6 +4,15 @@ import type { EventLog, NatbridgeEvent } from "./events.ts";
 
 export type NewEvent = Omit<NatbridgeEvent, "id" | "time">;
 
+/** Something that was put right, in words, and what it is part of. */
+export interface Repair {
+  message: string;
+  object: NewEvent["object"];
+}
+
+export const repairEvents = (repairs: Repair[]): NewEvent[] =>
+  repairs.map(({ message, object }) => ({ type: "reconcile.repaired", object, message }));
+
 export class DurableEventLog implements EventLog {
   readonly #store: Store;
   readonly #events: NatbridgeEvent[];

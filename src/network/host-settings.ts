@@ -9,6 +9,24 @@ const forwarding6 = "net/ipv6/conf/all/forwarding";
 /** Set by earlier versions for all connections; now conntrack is told of each one that needs it. */
 const formerlySet = ["net/netfilter/nf_conntrack_tcp_be_liberal"];
 
+const reversePath = (name: string): string => `net/ipv4/conf/${name}/rp_filter`;
+const strict = "1";
+const loose = "2";
+
+/**
+ * Bridges with a sandbox that is on another network, too: what was asked of it there it answers by its
+ * default route's interface, a source that the strict filter does not expect here (RFC 3704).
+ */
+function bridgesOfManyHomed(state: State): string[] {
+  const bridges = state.sandbox.values().flatMap(({ id }) => {
+    const endpoints = state.endpoint.of(id);
+    return endpoints.length < 2
+      ? []
+      : endpoints.flatMap(({ networkId }) => state.network.expect(networkId).bridge ?? []);
+  });
+  return [...new Set(bridges)];
+}
+
 export class HostSettings {
   readonly #datapath: Datapath;
   readonly #store: Store;
@@ -38,6 +56,32 @@ export class HostSettings {
     if (state.network.values().some(({ ipv6 }) => ipv6)) {
       changed.push(...this.#keepRouterAdvertisements());
       need(forwarding6, "1");
+    }
+    return changed;
+  }
+
+  /**
+   * Makes the reverse path filter of those bridges loose that need it, where the host's is strict, and
+   * gives the others back theirs; answers the keys it changed. The bridges must be there. The higher
+   * number of all and the device counts (kernel: ip-sysctl, rp_filter).
+   */
+  applyReversePath(state: State): string[] {
+    const needed = new Set(bridgesOfManyHomed(state).map(reversePath));
+    const isOurs = new RegExp(`^${reversePath("[^/]+")}$`);
+    const over = this.list().filter(({ key }) => isOurs.test(key) && !needed.has(key));
+    this.takeBack(over.map(({ key }) => key));
+    const all = this.#datapath.readSysctl(reversePath("all"));
+    const changed: string[] = [];
+    for (const key of needed) {
+      const before = this.#datapath.readSysctl(key);
+      if (before === null || before === loose || (before !== strict && all !== strict)) continue;
+      try {
+        this.#set(key, before, loose);
+      } catch (error) {
+        this.takeBack(changed);
+        throw error;
+      }
+      changed.push(key);
     }
     return changed;
   }

@@ -115,9 +115,9 @@ export const networkPatchSchema = z.strictObject({
 export const sandboxSchema = z.object({
   ...objectShape,
   mode: z.literal("private"),
-  /** Path it was given by; the identity is `key`. */
+  /** Path it was given by. A namespace made anew there is the same sandbox, unless it is a process's. */
   netns: z.string(),
-  /** `device:inode` of the namespace. */
+  /** `device:inode:cookie` of the namespace. */
   key: z.string(),
   endpoints: z.array(z.object({ id: z.string(), name: nameSchema, interface: z.string() })),
 });

@@ -217,12 +217,12 @@ export function endpointDifferences(
   state: State,
   endpoint: EndpointRecord,
   input: EndpointInput,
-  sandboxKey: string,
+  isSameSandbox: boolean,
 ): string[] {
   const differing: string[] = [];
   if (state.network.resolve(input.network, "/network").id !== endpoint.networkId)
     differing.push("network");
-  if (state.sandbox.expect(endpoint.sandboxId).key !== sandboxKey) differing.push("sandbox");
+  if (!isSameSandbox) differing.push("sandbox");
   const fields = ["interface", "mtu", "defaultRoutePriority", "sourceCheck"] as const;
   for (const field of fields)
     if (input[field] !== undefined && input[field] !== endpoint[field]) differing.push(field);

@@ -2,17 +2,17 @@
  * One reconciliation: what is wanted against what kernel and holder have. It mends what differs, goes
  * on after an error, removes leftovers that bear natbridge's mark, and touches nothing else.
  */
-import { DatapathError } from "../datapath/error.ts";
-import type { LinkInfo, SandboxInfo } from "../datapath/types.ts";
 import type { HolderBinding, HolderBindingState, HolderUpdate } from "../holder/types.ts";
 import { reasonOf } from "../reason.ts";
 import type { Core } from "./core.ts";
-import type { NewEvent } from "./event-log.ts";
+import { byName, hostEndStands, type LinksByName, routesStand } from "./endpoint-standing.ts";
+import { type NewEvent, type Repair, repairEvents } from "./event-log.ts";
 import { servedAddresses } from "./fast-path-policy.ts";
 import { type BridgeFiltering, bridgeFiltering, findUplinks, localAddresses } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
+import { type Found, findAll, whereaboutsOf } from "./sandbox-upkeep.ts";
 import { clearNoted } from "./stale-note.ts";
-import { compareStates } from "./state.ts";
+import { compareStates, type State } from "./state.ts";
 import {
   bridgeSpec,
   defaultRoutes,
@@ -31,19 +31,18 @@ export interface Outcome {
   failures: string[];
 }
 
-/** A namespace that can't be found any more, or is no namespace any more. */
-const isGone = (error: unknown): boolean =>
-  error instanceof DatapathError && ["not_found", "invalid"].includes(error.kind);
-
 class Reconciliation {
   readonly #core: Core;
   /** The first one of this daemon: nothing is known yet of what was told to kernel and programs. */
   readonly #isFirst: boolean;
-  readonly #repairs: { message: string; object: NewEvent["object"] }[] = [];
+  readonly #repairs: Repair[] = [];
   readonly #failures: string[] = [];
   readonly #events: NewEvent[] = [];
   readonly #failing = new Set<string>();
+  /** Sandboxes whose default routes may be missing. */
   readonly #mendedSandboxes = new Set<string>();
+  /** Sandboxes whose namespace was made anew: nothing of theirs is there. */
+  readonly #newSandboxes = new Set<string>();
 
   constructor(core: Core, isFirst: boolean) {
     this.#core = core;
@@ -55,6 +54,7 @@ class Reconciliation {
     const isSeen = await this.#attempt("the host's devices and routes", () => this.#look());
     await this.#attempt("host-wide settings", () => this.#settings());
     await this.#bridges();
+    await this.#attempt("the bridges' reverse path filter", () => this.#reversePath());
     await this.#sandboxes();
     await this.#endpoints();
     await this.#sandboxRoutes();
@@ -123,6 +123,12 @@ class Reconciliation {
       if (known.has(key)) this.#mended(`sysctl ${key.replaceAll("/", ".")} set again`);
   }
 
+  async #reversePath(): Promise<void> {
+    const { settings, state } = this.#core;
+    for (const key of settings.applyReversePath(state))
+      this.#mended(`sysctl ${key.replaceAll("/", ".")} set`);
+  }
+
   async #bridges(): Promise<void> {
     const { state, options } = this.#core;
     for (const network of state.network.values()) {
@@ -137,68 +143,99 @@ class Reconciliation {
   }
 
   async #sandboxes(): Promise<void> {
-    for (const sandbox of this.#core.state.sandbox.values())
-      await this.#attempt(`sandbox ${sandbox.name}`, () => this.#sandbox(sandbox));
-  }
-
-  async #sandbox(sandbox: SandboxRecord): Promise<void> {
-    const info = await this.#inspect(sandbox);
-    const isThere = info !== null && info.key === sandbox.key;
-    if (isThere === (sandbox.lostSince === null)) return;
-    const after = this.#core.state.copy();
-    const { id, name } = sandbox;
-    after.sandbox.put({
-      ...sandbox,
-      lostSince: isThere ? null : this.#core.now(),
-      revision: sandbox.revision + 1,
-    });
-    this.#core.commit(compareStates(this.#core.state, after));
-    this.#core.state = after;
-    if (isThere) return void this.#mendedSandboxes.add(id);
-    this.#events.push({
-      type: "sandbox.lost",
-      object: { kind: "sandbox", id, name },
-      message: `the network namespace ${sandbox.netns} (${sandbox.key}) of sandbox ${name} is gone`,
+    const { options, state } = this.#core;
+    const sandboxes = state.sandbox.values();
+    const found = await findAll(options.datapath, sandboxes, (message) =>
+      this.#failures.push(message),
+    );
+    const after = state.copy();
+    for (const sandbox of sandboxes)
+      if (found.has(sandbox.id)) this.#sandbox(sandbox, sandboxes, found, after);
+    const difference = compareStates(state, after);
+    if (difference.sandbox.changed.length === 0) return;
+    await this.#attempt("sandboxes", async () => {
+      this.#core.commit(difference);
+      this.#core.state = after;
     });
   }
 
-  async #inspect(sandbox: SandboxRecord): Promise<SandboxInfo | null> {
-    try {
-      return await this.#core.options.datapath.inspectSandbox(sandbox.netns);
-    } catch (error) {
-      if (isGone(error)) return null;
-      throw error;
+  /** Notes in `after` what became of a sandbox. */
+  #sandbox(sandbox: SandboxRecord, sandboxes: SandboxRecord[], found: Found, after: State): void {
+    const { id, name, netns, key, lostSince } = sandbox;
+    const now = whereaboutsOf(sandbox, sandboxes, found);
+    if (now.is === "there") {
+      this.#lookForRoutes(sandbox, found);
+      return;
     }
+    const revision = sandbox.revision + 1;
+    const object = { kind: "sandbox", id, name } as const;
+    if (now.is === "back") {
+      after.sandbox.put({ ...sandbox, key: now.key, lostSince: null, revision });
+      this.#newSandboxes.add(id);
+      this.#mendedSandboxes.add(id);
+      // A record of an earlier version merely learns the rest of its key.
+      if (!now.key.startsWith(key) || lostSince !== null)
+        this.#mended(`sandbox ${name}: there is a namespace at ${netns} again`, object);
+      return;
+    }
+    if (now.refused !== null) this.#fail(id, "SandboxRefused", now.refused);
+    if (lostSince !== null) return;
+    after.sandbox.put({ ...sandbox, lostSince: this.#core.now(), revision });
+    const why = now.refused === null ? "" : `: ${now.refused}`;
+    const message = `the network namespace ${netns} (${key}) of sandbox ${name} is gone${why}`;
+    this.#events.push({ type: "sandbox.lost", object, message });
+  }
+
+  /** What happens to them later is the sandbox's own affair, but for what its interface takes along. */
+  #lookForRoutes({ id }: SandboxRecord, found: Found): void {
+    const { state, links } = this.#core;
+    const info = found.get(id);
+    if (this.#isFirst && info && !routesStand(state, id, byName(links), info))
+      this.#mendedSandboxes.add(id);
   }
 
   async #endpoints(): Promise<void> {
-    const { state, links } = this.#core;
-    const byName = new Map(links.map((link) => [link.name, link]));
+    const { state, observed } = this.#core;
+    const links = byName(this.#core.links);
     const filtering = bridgeFiltering(this.#core.options.datapath);
     const isolatesAsBefore = JSON.stringify(filtering) === JSON.stringify(this.#core.filtering);
     const failures = this.#failures.length;
     for (const endpoint of state.endpoint.values()) {
       if (state.sandbox.expect(endpoint.sandboxId).lostSince !== null) continue;
       const { isolated } = state.network.expect(endpoint.networkId);
-      if ((isolatesAsBefore || !isolated) && this.#isAsWanted(endpoint, byName)) continue;
-      await this.#attemptFor("endpoint", endpoint, () => this.#mendEndpoint(endpoint, filtering));
+      if ((isolatesAsBefore || !isolated) && this.#isAsWanted(endpoint, links)) continue;
+      await this.#attemptFor("endpoint", endpoint, async () => {
+        await this.#mendEndpoint(endpoint, filtering);
+        const link = links.get(endpoint.hostInterface);
+        if (link) observed.carriers.set(endpoint.id, link.carrierChanges);
+      });
     }
     if (this.#failures.length === failures) this.#core.filtering = filtering;
   }
 
   /** By the host end alone: how a sandbox sets up its own end later is its own affair. */
-  #isAsWanted(endpoint: EndpointRecord, byName: Map<string, LinkInfo>): boolean {
-    const { bridge } = this.#core.state.network.expect(endpoint.networkId);
-    const link = byName.get(endpoint.hostInterface);
-    const master = byName.get(bridge ?? "");
+  #isAsWanted(endpoint: EndpointRecord, links: LinksByName): boolean {
     return (
       !this.#isFirst &&
-      link !== undefined &&
-      link.alias === endpointAlias(endpoint.id) &&
-      link.up &&
-      link.mtu === endpoint.mtu &&
-      link.master === master?.ifindex
+      !this.#newSandboxes.has(endpoint.sandboxId) &&
+      hostEndStands(this.#core.state, endpoint, links) &&
+      !this.#hasBeenDown(endpoint, links)
     );
+  }
+
+  /**
+   * The sandbox's end was down and is up again, as when it is renamed: the kernel took its routes and
+   * IPv6 addresses meanwhile. Somebody who sets it down, or takes a route away, is left alone.
+   */
+  #hasBeenDown({ id, hostInterface, sandboxId }: EndpointRecord, links: LinksByName): boolean {
+    const link = links.get(hostInterface);
+    if (!link?.carrier) return false;
+    const { carriers } = this.#core.observed;
+    const before = carriers.get(id);
+    carriers.set(id, link.carrierChanges);
+    if (before === undefined || before === link.carrierChanges) return false;
+    this.#mendedSandboxes.add(sandboxId);
+    return true;
   }
 
   async #mendEndpoint(endpoint: EndpointRecord, filtering: BridgeFiltering): Promise<void> {
@@ -215,9 +252,12 @@ class Reconciliation {
     const { state, options } = this.#core;
     for (const id of this.#mendedSandboxes) {
       const sandbox = state.sandbox.expect(id);
-      await this.#attempt(`default routes of sandbox ${sandbox.name}`, () =>
-        options.datapath.setDefaultRoutes(sandbox.netns, defaultRoutes(state, id)),
-      );
+      if (sandbox.lostSince !== null) continue;
+      const { name, netns } = sandbox;
+      await this.#attempt(`default routes of sandbox ${name}`, async () => {
+        for (const what of await options.datapath.setDefaultRoutes(netns, defaultRoutes(state, id)))
+          this.#mended(`sandbox ${name}: ${what}`, { kind: "sandbox", id, name });
+      });
     }
   }
 
@@ -318,13 +358,8 @@ class Reconciliation {
     const core = this.#core;
     for (const id of core.observed.failures.keys())
       if (!this.#failing.has(id)) core.observed.failures.delete(id);
-    const repaired = this.#repairs.map(({ message, object }) => ({
-      type: "reconcile.repaired",
-      object,
-      message,
-    }));
     try {
-      core.events.record([...this.#events, ...repaired], core.now());
+      core.events.record([...this.#events, ...repairEvents(this.#repairs)], core.now());
     } catch (error) {
       this.#failures.push(`event log: ${reasonOf(error)}`);
     }

@@ -6,6 +6,7 @@ export const stepNames = [
   "host-settings",
   "bridge",
   "endpoint",
+  "reverse-path",
   "default-routes",
   "device",
   "reserve",

@@ -7,6 +7,8 @@ import { DatapathError } from "../datapath/error.ts";
 import type { Datapath, Family } from "../datapath/types.ts";
 import type { Holder } from "../holder/types.ts";
 import { reasonOf } from "../reason.ts";
+import type { Mend } from "./changes.ts";
+import type { Repair } from "./event-log.ts";
 import type { BridgeFiltering } from "./host.ts";
 import type { EndpointRecord } from "./records.ts";
 import { givenUp, reservationOf } from "./reservations.ts";
@@ -28,6 +30,8 @@ export interface TransitionTools {
   /** Sets the sysctls this state needs; answers those it set for the first time. */
   applyHostSettings: (state: State) => string[];
   takeBackHostSettings: (keys: string[]) => void;
+  /** Makes the reverse path filter of bridges loose where a sandbox has several; as it was elsewhere. */
+  applyReversePath: (state: State) => void;
   strictForwarding: () => Family[];
   bridgeFiltering: () => BridgeFiltering;
   fastPathLoaded: () => boolean;
@@ -82,6 +86,49 @@ async function moveDefaultRoutes(
   }
 }
 
+/** What the call wants as it is recorded, and was found otherwise. What is put right is not undone. */
+async function mendEndpoints(
+  { datapath, bridgeFiltering }: TransitionTools,
+  after: State,
+  endpoints: Set<string>,
+): Promise<Repair[]> {
+  const filtering = bridgeFiltering();
+  const repairs: Repair[] = [];
+  const sandboxes = new Set<string>();
+  for (const endpoint of after.endpoint.values()) {
+    if (!endpoints.has(endpoint.id)) continue;
+    const { id, name, sandboxId } = endpoint;
+    for (const what of await datapath.ensureEndpoint(endpointSpec(after, endpoint, filtering)))
+      repairs.push({
+        message: `endpoint ${name}: ${what}`,
+        object: { kind: "endpoint", id, name },
+      });
+    sandboxes.add(sandboxId);
+  }
+  for (const sandboxId of sandboxes) {
+    const { id, name, netns } = after.sandbox.expect(sandboxId);
+    for (const what of await datapath.setDefaultRoutes(netns, defaultRoutes(after, id)))
+      repairs.push({ message: `sandbox ${name}: ${what}`, object: { kind: "sandbox", id, name } });
+  }
+  return repairs;
+}
+
+async function mendNetworks(
+  { datapath }: TransitionTools,
+  after: State,
+  networks: Set<string>,
+): Promise<Repair[]> {
+  const repairs: Repair[] = [];
+  for (const network of after.network.values()) {
+    const spec = networks.has(network.id) ? bridgeSpec(network) : null;
+    if (!spec) continue;
+    const { id, name } = network;
+    for (const what of await datapath.ensureBridge(spec))
+      repairs.push({ message: `network ${name}: ${what}`, object: { kind: "network", id, name } });
+  }
+  return repairs;
+}
+
 async function reserve(
   { holder }: TransitionTools,
   steps: Steps,
@@ -116,7 +163,7 @@ async function makeEndpoints(
 }
 
 /**
- * Makes what is new or changed.
+ * Makes what is new or changed, and mends what was found otherwise than recorded; answers what it mended.
  *
  * @throws HolderError, DatapathError; the caller undoes `steps`.
  */
@@ -126,7 +173,8 @@ export async function advance(
   before: State,
   after: State,
   difference: StateDifference,
-): Promise<void> {
+  mend: Mend,
+): Promise<Repair[]> {
   const { datapath } = tools;
   const strictBefore = tools.strictForwarding();
   await steps.run(
@@ -146,6 +194,7 @@ export async function advance(
         () => datapath.deleteLink(spec.name),
       );
   }
+  const repairs = await mendNetworks(tools, after, mend.networks);
   await steps.run(
     "firewall",
     () => datapath.applyFirewall(firewallSpec(after, tools.strictForwarding())),
@@ -156,7 +205,13 @@ export async function advance(
     },
   );
   await steps.run("forward-accepts", () => datapath.ensureForwardAccepts());
+  if (mend.endpoints.size > 0) repairs.push(...(await mendEndpoints(tools, after, mend.endpoints)));
   if (endpoint.added.length > 0) await makeEndpoints(tools, steps, after, endpoint.added);
+  await steps.run(
+    "reverse-path",
+    () => tools.applyReversePath(after),
+    () => tools.applyReversePath(before),
+  );
   await moveDefaultRoutes(tools, steps, before, after);
   await steps.run(
     "device",
@@ -174,6 +229,13 @@ export async function advance(
       },
     );
   tools.commit(difference, staleEntries(before, after, endpoint.removed), after);
+  return repairs;
+}
+
+/** New endpoints with an address of one that is gone: until it was, it answered for it, too. */
+function successors({ endpoint }: StateDifference): EndpointRecord[] {
+  const left = new Set(endpoint.removed.flatMap(({ addresses }) => addresses));
+  return endpoint.added.filter(({ addresses }) => addresses.some((address) => left.has(address)));
 }
 
 /** Removes what is gone; answers what could not be removed. */
@@ -196,6 +258,10 @@ export async function retire(
   await attempt("the host's own connections", () => tools.settleSockets(after));
   for (const endpoint of difference.endpoint.removed)
     await attempt(`endpoint ${endpoint.name}`, () => datapath.deleteLink(endpoint.hostInterface));
+  for (const endpoint of successors(difference))
+    await attempt(`announcing ${endpoint.name}`, () =>
+      datapath.announceEndpoint(endpointSpec(after, endpoint, tools.bridgeFiltering())),
+    );
   await attempt("conntrack entries", () => tools.clearNoted());
   const remove = givenUp(before, after);
   if (remove.length > 0)

@@ -6,11 +6,14 @@ import type { Core } from "./core.ts";
 import { dockerRuns } from "./host.ts";
 import { planDefaultNetwork, planPlainNetwork } from "./plan-networks.ts";
 import { type Outcome, reconcile } from "./reconcile.ts";
+import { SandboxWatch } from "./sandbox-upkeep.ts";
 
 /** Notifications come in swarms: wait for the rest of the swarm. */
 const swarmMilliseconds = 300;
 /** What announces itself to nobody (iptables-legacy, sysctls) is found by then. */
 const regularMilliseconds = 30_000;
+/** How often the sandboxes' paths are looked at. */
+const glanceMilliseconds = 1000;
 /** At most this share of the time goes into reconciling a host that changes all the time. */
 const busyShare = 0.2;
 
@@ -18,6 +21,8 @@ export class Upkeep {
   readonly #core: Core;
   #timer: ReturnType<typeof setTimeout> | null = null;
   #regular: ReturnType<typeof setInterval> | null = null;
+  #glance: ReturnType<typeof setTimeout> | null = null;
+  readonly #sandboxWatch = new SandboxWatch();
   #isFirst = true;
   #isStopped = false;
   #lastMilliseconds = 0;
@@ -63,6 +68,22 @@ export class Upkeep {
     holder.onLost(() => this.soon());
     this.#regular = setInterval(() => this.soon(), regularMilliseconds);
     this.soon();
+    this.#glanceLater(glanceMilliseconds);
+  }
+
+  /** Namespaces that are made and removed at a sandbox's path announce themselves to nobody. */
+  #glanceLater(pause: number): void {
+    if (this.#isStopped) return;
+    this.#glance = setTimeout(async () => {
+      const started = performance.now();
+      try {
+        const sandboxes = this.#core.state.sandbox.values();
+        if (await this.#sandboxWatch.look(this.#core.options.datapath, sandboxes)) this.soon();
+      } catch (error) {
+        this.#core.options.log.warn({ err: error }, "the sandboxes' paths can't be looked at");
+      }
+      this.#glanceLater(Math.max(glanceMilliseconds, (performance.now() - started) / busyShare));
+    }, pause);
   }
 
   #hear({ kind }: HostEvent): void {
@@ -144,6 +165,7 @@ export class Upkeep {
     this.#isStopped = true;
     if (this.#timer !== null) clearTimeout(this.#timer);
     if (this.#regular !== null) clearInterval(this.#regular);
+    if (this.#glance !== null) clearTimeout(this.#glance);
     if (this.#regular !== null) this.#core.options.datapath.stopWatching();
   }
 }

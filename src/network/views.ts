@@ -1,4 +1,6 @@
 /** From a record to the object the API answers: what is known of it at the moment is its status. */
+
+import { isOfProcess } from "./endpoint-standing.ts";
 import type { Condition, Endpoint, Network, Port, Sandbox } from "./model.ts";
 import type { EndpointRecord, NetworkRecord, PortRecord, SandboxRecord } from "./records.ts";
 import type { State } from "./state.ts";
@@ -7,6 +9,8 @@ import type { State } from "./state.ts";
 export interface Observed {
   /** ifindex of each endpoint's host end, by endpoint id. */
   ifindexes: Map<string, number>;
+  /** How often the carrier of its host end had changed when an endpoint was last looked at, by id. */
+  carriers: Map<string, number>;
   /** Why an object is not as wanted, by id. */
   failures: Map<string, { reason: string; message: string; since: string }>;
 }
@@ -18,7 +22,18 @@ function ready(id: string, createdAt: string, observed: Observed): Condition {
     : { type: "Ready", status: "true", reason: "Reconciled", message: "", since: createdAt };
 }
 
-function sandboxPresent(sandbox: SandboxRecord): Condition {
+function lostMessage(sandbox: SandboxRecord, observed: Observed): string {
+  const { id, netns, key } = sandbox;
+  const refused = observed.failures.get(id);
+  const gone = `The network namespace ${key} is gone`;
+  const anew = "delete its endpoints, or create them anew in another";
+  if (refused) return `${gone}, and ${refused.message}: ${anew}.`;
+  return isOfProcess(sandbox)
+    ? `${gone} with its process, for good: ${anew}.`
+    : `${gone}: its endpoints come back with the next one at ${netns}.`;
+}
+
+function sandboxPresent(sandbox: SandboxRecord, observed: Observed): Condition {
   return sandbox.lostSince === null
     ? {
         type: "SandboxPresent",
@@ -31,7 +46,7 @@ function sandboxPresent(sandbox: SandboxRecord): Condition {
         type: "SandboxPresent",
         status: "false",
         reason: "SandboxLost",
-        message: `The network namespace ${sandbox.key} is gone: delete its endpoints, or create them anew in another.`,
+        message: lostMessage(sandbox, observed),
         since: sandbox.lostSince,
       };
 }
@@ -41,14 +56,14 @@ export function networkView(network: NetworkRecord, observed: Observed): Network
   return { ...network, status: { conditions } };
 }
 
-export function sandboxView(state: State, sandbox: SandboxRecord): Sandbox {
+export function sandboxView(state: State, sandbox: SandboxRecord, observed: Observed): Sandbox {
   const { lostSince: _lostSince, ...rest } = sandbox;
   return {
     ...rest,
     endpoints: state.endpoint
       .of(sandbox.id)
       .map(({ id, name, interface: device }) => ({ id, name, interface: device })),
-    status: { conditions: [sandboxPresent(sandbox)] },
+    status: { conditions: [sandboxPresent(sandbox, observed)] },
   };
 }
 
@@ -60,7 +75,10 @@ export function endpointView(state: State, endpoint: EndpointRecord, observed: O
     sandbox: sandbox.name,
     ifindex: observed.ifindexes.get(endpoint.id) ?? 0,
     status: {
-      conditions: [ready(endpoint.id, endpoint.createdAt, observed), sandboxPresent(sandbox)],
+      conditions: [
+        ready(endpoint.id, endpoint.createdAt, observed),
+        sandboxPresent(sandbox, observed),
+      ],
     },
   };
 }

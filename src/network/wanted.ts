@@ -218,6 +218,6 @@ export function defaultRoutes(state: State, sandboxId: string): DefaultRoutes {
   for (const { endpoint, network } of candidates)
     for (const { gateway } of network.subnets)
       if (gateway !== null)
-        routes[familyOf(gateway)] ??= { gateway, interface: endpoint.interface };
+        routes[familyOf(gateway)] ??= { gateway, hostInterface: endpoint.hostInterface };
   return routes;
 }

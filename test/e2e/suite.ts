@@ -2,6 +2,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { DatapathStatus } from "../../src/network/datapath-status.ts";
+import { addressScenarios } from "./address-scenarios.ts";
 import { connectionScenarios } from "./connection-scenarios.ts";
 import { edgeScenarios } from "./edge-scenarios.ts";
 import { fieldScenarios } from "./field-scenarios.ts";
@@ -17,6 +18,7 @@ const all = [
   ...tableScenarios,
   ...hostSocketScenarios,
   ...connectionScenarios,
+  ...addressScenarios,
 ];
 
 export function runScenarios(options: TopologyOptions): void {

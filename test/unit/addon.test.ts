@@ -95,7 +95,7 @@ function addTests(datapath: Datapath) {
       const made = await datapath.createEndpoint(spec);
       const links = await datapath.listLinks();
       assert.equal(links.find((known) => known.name === "nbaddon1")?.ifindex, made.ifindex);
-      const via = { gateway: "172.32.0.1", interface: "eth0" };
+      const via = { gateway: "172.32.0.1", hostInterface: "nbaddon1" };
       await datapath.setDefaultRoutes(path, { ipv4: via, ipv6: null });
       const shown = spawnSync("nsenter", [`--net=${path}`, "ip", "route"], { encoding: "utf8" });
       assert.match(shown.stdout, /default via 172\.32\.0\.1 dev eth0/);

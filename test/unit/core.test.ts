@@ -174,14 +174,18 @@ test("isolation follows what netfilter sees of bridged packets", async ({ host }
 test("what was removed behind its back is made again, and told", async ({ host }) => {
   await seed(host);
   const { core, datapath, holder } = host;
-  const before = host.dump().replace(/"ifindex":\d+|"master":\d+|"events":\d+|\[\d+,\{/g, "");
+  const before = host
+    .dump()
+    .replace(/"ifindex":\d+|"master":\d+|"peer":\d+|"events":\d+|\[\d+,\{/g, "");
   const endpoint = core.endpoints.get("web");
   await datapath.deleteLink(endpoint.hostInterface);
   await datapath.removeFirewall();
   datapath.writeSysctl("net/ipv4/ip_forward", "0");
   await holder.shutdown();
   await core.upkeep.now();
-  const after = host.dump().replace(/"ifindex":\d+|"master":\d+|"events":\d+|\[\d+,\{/g, "");
+  const after = host
+    .dump()
+    .replace(/"ifindex":\d+|"master":\d+|"peer":\d+|"events":\d+|\[\d+,\{/g, "");
   assert.is(after, before);
   const told = core.events.since(0)?.filter(({ type }) => type === "reconcile.repaired") ?? [];
   for (const what of [/endpoint web/, /nftables/, /ip_forward/, /host ports reserved/])
@@ -206,8 +210,6 @@ test("a sandbox that is gone is reported, kept, and deleted on demand", async ({
   const endpoint = core.endpoints.get("web");
   datapath.sandboxes.delete("/run/netns/web");
   await datapath.deleteLink(endpoint.hostInterface);
-  // Another namespace of the same name is another sandbox.
-  datapath.addSandbox("/run/netns/web");
   await core.upkeep.now();
   const [, present] = core.endpoints.get("web").status.conditions;
   assert.is(present?.status, "false");
@@ -278,18 +280,24 @@ test("the highest priority gives the default route; an internal network never do
   host,
 }) => {
   await seed(host);
-  const routes = () => host.datapath.sandboxes.get("/run/netns/web")?.routes;
-  assert.equal(routes()?.ipv4, { gateway: "172.32.0.1", interface: "eth0" });
+  const route = () => {
+    const ipv4 = host.datapath.sandboxes.get("/run/netns/web")?.routes.ipv4;
+    const over = host.core.state.endpoint
+      .values()
+      .find(({ hostInterface }) => hostInterface === ipv4?.hostInterface);
+    return [ipv4?.gateway, over?.interface];
+  };
+  assert.equal(route(), ["172.32.0.1", "eth0"]);
   await host.core.networks.create({ name: "a_net", subnets: [{ subnet: "10.2.0.0/24" }] });
   await host.core.networks.create({ name: "inside", internal: true });
   const second = { name: "second", network: "a_net", netns: "web", defaultRoutePriority: 5 };
   assert.is((await host.core.endpoints.create(second)).interface, "eth1");
-  assert.equal(routes()?.ipv4, { gateway: "10.2.0.1", interface: "eth1" });
+  assert.equal(route(), ["10.2.0.1", "eth1"]);
   const inside = { name: "third", network: "inside", netns: "web", defaultRoutePriority: 9 };
   await host.core.endpoints.create(inside);
-  assert.equal(routes()?.ipv4, { gateway: "10.2.0.1", interface: "eth1" });
+  assert.equal(route(), ["10.2.0.1", "eth1"]);
   await host.core.endpoints.remove("second");
-  assert.equal(routes()?.ipv4, { gateway: "172.32.0.1", interface: "eth0" });
+  assert.equal(route(), ["172.32.0.1", "eth0"]);
 });
 
 test("what hinders the fast path switches it off there, and is told", async ({ host }) => {

@@ -1,4 +1,4 @@
-/** A sandbox is its namespace: neither its path nor a process number stands for it. */
+/** A sandbox is what is at its path, also when that is made anew; a process number does not stand for it. */
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { ProblemError } from "../../src/problem.ts";
@@ -44,21 +44,6 @@ test("a path that leads there no more is replaced by one that does", async ({ ho
   assert.is(host.store.loadState().sandbox.named("web")?.netns, "/proc/99/ns/net");
   await core.upkeep.now();
   assert.is(core.sandboxes.get("web").status.conditions[0]?.status, "true");
-});
-
-test("another namespace at a sandbox's path is not that sandbox", async ({ host }) => {
-  const { core, datapath } = host;
-  datapath.sandboxes.delete("/run/netns/web");
-  datapath.addSandbox("/run/netns/web");
-  const before = host.dump();
-  const told = await refusal(
-    core.endpoints.create({ name: "e", network: "second", sandbox: "web" }),
-  );
-  assert.match(told, /^sandbox_invalid \/sandbox: .*another namespace/);
-  assert.is(host.dump(), before);
-  // By its path it is meant, and is a sandbox of its own.
-  const made = await core.endpoints.create({ name: "e", network: "second", netns: "web" });
-  assert.is(made.sandbox, "web-2");
 });
 
 test("a process number that was given again in between is refused", async ({ host }) => {

@@ -178,7 +178,12 @@ test("default routes: by priority, then by the network's name, per family", asyn
     const sandbox = core.state.sandbox.named("web");
     assert.ok(sandbox);
     const { ipv4, ipv6 } = defaultRoutes(core.state, sandbox.id);
-    return [ipv4, ipv6].map((route) => `${route?.gateway} ${route?.interface}`);
+    const interfaces = new Map(
+      core.state.endpoint.values().map((endpoint) => [endpoint.hostInterface, endpoint.interface]),
+    );
+    return [ipv4, ipv6].map(
+      (route) => `${route?.gateway} ${interfaces.get(route?.hostInterface ?? "")}`,
+    );
   };
   assert.equal(routes(), ["172.32.0.1 eth0", "fd32::1 eth0"]);
   await endpoints.create({ name: "f", network: "four", sandbox: "web" });

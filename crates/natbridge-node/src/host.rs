@@ -62,6 +62,8 @@ pub struct LinkInfo {
     pub up: bool,
     pub master: u32,
     pub peer: u32,
+    pub carrier: bool,
+    pub carrier_changes: u32,
     pub alias: String,
     pub addresses: Vec<String>,
     pub qdiscs: Vec<String>,
@@ -80,6 +82,8 @@ impl From<host::LinkInfo> for LinkInfo {
             up: link.up,
             master: link.master,
             peer: link.peer,
+            carrier: link.carrier,
+            carrier_changes: link.carrier_changes,
             alias: link.alias,
             addresses: link.addresses,
             qdiscs: link.qdiscs,
@@ -167,13 +171,12 @@ impl From<host::EndpointLink> for EndpointLink {
 #[napi(object)]
 pub struct DefaultRoute {
     pub gateway: String,
-    #[napi(js_name = "interface")]
-    pub interface: String,
+    pub host_interface: String,
 }
 
 impl From<DefaultRoute> for host::DefaultRoute {
     fn from(route: DefaultRoute) -> Self {
-        Self { gateway: route.gateway, interface: route.interface }
+        Self { gateway: route.gateway, host_interface: route.host_interface }
     }
 }
 
@@ -192,13 +195,33 @@ impl From<DefaultRoutes> for host::DefaultRoutes {
 #[napi(object)]
 pub struct SandboxInfo {
     pub key: String,
+    pub of_process: bool,
     pub is_host: bool,
     pub interfaces: Vec<SandboxInterface>,
+    pub default_routes: Vec<SandboxRoute>,
 }
 
 impl From<host::SandboxInfo> for SandboxInfo {
     fn from(sandbox: host::SandboxInfo) -> Self {
-        Self { key: sandbox.key, is_host: sandbox.is_host, interfaces: convert(sandbox.interfaces) }
+        Self {
+            key: sandbox.key,
+            of_process: sandbox.of_process,
+            is_host: sandbox.is_host,
+            interfaces: convert(sandbox.interfaces),
+            default_routes: convert(sandbox.default_routes),
+        }
+    }
+}
+
+#[napi(object)]
+pub struct SandboxRoute {
+    pub gateway: String,
+    pub ifindex: u32,
+}
+
+impl From<host::SandboxRoute> for SandboxRoute {
+    fn from(route: host::SandboxRoute) -> Self {
+        Self { gateway: route.gateway, ifindex: route.ifindex }
     }
 }
 
@@ -206,6 +229,7 @@ impl From<host::SandboxInfo> for SandboxInfo {
 pub struct SandboxInterface {
     pub name: String,
     pub ifindex: u32,
+    pub peer: u32,
     pub mac: String,
     pub mtu: u32,
     pub up: bool,
@@ -221,6 +245,7 @@ impl From<host::SandboxInterface> for SandboxInterface {
         Self {
             name: interface.name,
             ifindex: interface.ifindex,
+            peer: interface.peer,
             mac: interface.mac,
             mtu: interface.mtu,
             up: interface.up,
@@ -404,22 +429,38 @@ pub async fn ensure_endpoint(spec: EndpointSpec) -> napi::Result<Vec<String>> {
     change(move || host::ensure_endpoint(&spec.into()), |mended| !mended.is_empty()).await
 }
 
+/// Tells the host and the bridge's other endpoints where an endpoint's addresses are now.
+#[napi]
+pub async fn announce_endpoint(spec: EndpointSpec) -> napi::Result<()> {
+    run(move || host::announce_endpoint(&spec.into())).await
+}
+
 /// Deletes a device of the host by name; false if there was none.
 #[napi]
 pub async fn delete_link(name: String) -> napi::Result<bool> {
     change(move || host::delete_link(&name), |deleted| *deleted).await
 }
 
-/// Replaces natbridge's default routes in a sandbox; null removes them.
+/// Replaces natbridge's default routes in a sandbox; null removes them. Answers what it changed.
 #[napi]
-pub async fn set_default_routes(sandbox_path: String, routes: DefaultRoutes) -> napi::Result<()> {
-    change(move || host::set_default_routes(&sandbox_path, &routes.into()), |()| true).await
+pub async fn set_default_routes(
+    sandbox_path: String,
+    routes: DefaultRoutes,
+) -> napi::Result<Vec<String>> {
+    let set = move || host::set_default_routes(&sandbox_path, &routes.into());
+    change(set, |changed| !changed.is_empty()).await
 }
 
 /// What is in a sandbox.
 #[napi]
 pub async fn inspect_sandbox(path: String) -> napi::Result<SandboxInfo> {
     run(move || host::inspect_sandbox(&path)).await.map(Into::into)
+}
+
+/// Where each path leads now, `dev:inode`; empty: to no network namespace.
+#[napi]
+pub async fn glance_at_sandboxes(paths: Vec<String>) -> napi::Result<Vec<String>> {
+    run(move || Ok(host::glance_at_sandboxes(&paths))).await
 }
 
 /// The network namespace of a process that is alive now.

@@ -11,6 +11,7 @@ use netlink_packet_route::link::{
 };
 
 use super::address::{self, InterfaceAddress};
+use super::announce;
 use super::link::{self, LinkInfo};
 use super::rtnetlink::Rtnetlink;
 use super::sysctl;
@@ -60,6 +61,9 @@ pub fn ensure_bridge(spec: &BridgeSpec) -> Result<Vec<String>> {
         return mend(&mut netlink, spec, &addresses, &link);
     }
     make_device(&mut netlink, &spec.name, spec.mtu)?;
+    if let Some(made) = link::find(&mut netlink, &spec.name)? {
+        announce::remember_bridge(made.ifindex);
+    }
     if let Err(error) = configure(&mut netlink, spec, &addresses) {
         // The first error says more than a failed clean-up.
         let _ = link::delete_by_name(&mut netlink, &spec.name);

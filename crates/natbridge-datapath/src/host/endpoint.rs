@@ -10,6 +10,7 @@ use netlink_packet_route::link::{
 };
 
 use super::address::{self, InterfaceAddress};
+use super::announce::{self, Announcement};
 use super::link::{self, LinkInfo, PortFlags};
 use super::namespace::Namespace;
 use super::rtnetlink::Rtnetlink;
@@ -69,7 +70,7 @@ pub fn ensure_endpoint(spec: &EndpointSpec) -> Result<Vec<String>> {
     if host_end.alias != spec.alias {
         return Err(taken_in_host(spec));
     }
-    let Some(sandbox_end) = work.sandbox_end_of(&host_end)? else {
+    let Some(sandbox_end) = link::other_end(&mut work.sandbox, &host_end)? else {
         link::delete_by_name(&mut work.host, &spec.host_interface)?;
         work.create()?;
         return Ok(vec![format!("made endpoint {} again", spec.host_interface)]);
@@ -77,6 +78,26 @@ pub fn ensure_endpoint(spec: &EndpointSpec) -> Result<Vec<String>> {
     let mut mended = work.mend_host_end(&host_end)?;
     mended.extend(work.mend_sandbox_end(&sandbox_end)?);
     Ok(mended)
+}
+
+/// Tells the host and the bridge's other endpoints where an endpoint's addresses are now.
+///
+/// # Errors
+/// `not_found` if its bridge is gone.
+pub fn announce_endpoint(spec: &EndpointSpec) -> Result<()> {
+    let mac = link::parse_mac(&spec.mac)?;
+    let addresses = address::parse_all(&spec.addresses)?;
+    announce::announce_anyway(&mut Rtnetlink::open()?, &announcement(spec, mac, &addresses))
+}
+
+fn announcement(spec: &EndpointSpec, mac: [u8; 6], addresses: &[InterfaceAddress]) -> Announcement {
+    Announcement {
+        bridge: spec.bridge.clone(),
+        host_interface: spec.host_interface.clone(),
+        alias: spec.alias.clone(),
+        mac,
+        addresses: addresses.iter().map(|entry| entry.address).collect(),
+    }
 }
 
 /// A checked specification with sockets on both sides.
@@ -181,7 +202,13 @@ impl<'a> Work<'a> {
         // The host end first: the sandbox announces its addresses when its own end comes up.
         link::set_up(&mut self.host, host_end.ifindex, true)?;
         link::set_up(&mut self.sandbox, sandbox_end.ifindex, true)?;
+        self.announce()?;
         Ok(EndpointLink { ifindex: host_end.ifindex, sandbox_ifindex: sandbox_end.ifindex })
+    }
+
+    fn announce(&mut self) -> Result<()> {
+        let news = announcement(self.spec, self.mac, &self.addresses);
+        announce::announce(&mut self.host, &news)
     }
 
     fn host_end(&mut self) -> Result<LinkInfo> {
@@ -267,17 +294,6 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The other end of the pair, if it is in this sandbox under whatever name.
-    fn sandbox_end_of(&mut self, host_end: &LinkInfo) -> Result<Option<LinkInfo>> {
-        let links = link::dump(&mut self.sandbox)?;
-        Ok(links.into_iter().map(|(link, _)| link).find(|link| {
-            host_end.kind == "veth"
-                && link.kind == "veth"
-                && link.ifindex == host_end.peer
-                && link.peer == host_end.ifindex
-        }))
-    }
-
     fn mend_host_end(&mut self, host_end: &LinkInfo) -> Result<Vec<String>> {
         let spec = self.spec;
         let mut mended = Vec::new();
@@ -293,18 +309,10 @@ impl<'a> Work<'a> {
         Ok(mended)
     }
 
+    /// What it is called there is the sandbox's own affair.
     fn mend_sandbox_end(&mut self, end: &LinkInfo) -> Result<Vec<String>> {
         let spec = self.spec;
         let mut mended = Vec::new();
-        if end.name != spec.interface {
-            link::set(
-                &mut self.sandbox,
-                end.ifindex,
-                vec![LinkAttribute::IfName(spec.interface.clone())],
-            )
-            .context(format_args!("renaming {} to {}", end.name, spec.interface))?;
-            mended.push(format!("renamed {} to {}", end.name, spec.interface));
-        }
         if link::parse_mac(&end.mac).ok() != Some(self.mac) {
             link::set(
                 &mut self.sandbox,
@@ -312,11 +320,15 @@ impl<'a> Work<'a> {
                 vec![LinkAttribute::Address(self.mac.to_vec())],
             )
             .context("setting the MAC address")?;
-            mended.push(format!("set MAC of {} from {} to {}", spec.interface, end.mac, spec.mac));
+            mended.push(format!("set MAC of {} from {} to {}", end.name, end.mac, spec.mac));
         }
-        self.prepare_sandbox_end(&spec.interface)?;
+        self.prepare_sandbox_end(&end.name)?;
         mended.extend(address::ensure(&mut self.sandbox, end.ifindex, &self.addresses)?);
         mended.extend(mend_device(&mut self.sandbox, end, spec.mtu)?);
+        if !mended.is_empty() {
+            let news = announcement(spec, self.mac, &self.addresses);
+            announce::announce_anyway(&mut self.host, &news)?;
+        }
         if self.set_loopback(true)? {
             mended.push("set lo up".to_owned());
         }

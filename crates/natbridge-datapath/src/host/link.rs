@@ -42,6 +42,10 @@ pub struct LinkInfo {
     pub master: u32,
     /// ifindex of the other end of a veth pair, in its own namespace; 0 for none.
     pub peer: u32,
+    /// The other end is up, or the cable is in.
+    pub carrier: bool,
+    /// How often that changed.
+    pub carrier_changes: u32,
     pub alias: String,
     /// `address/prefix`, all scopes.
     pub addresses: Vec<String>,
@@ -116,6 +120,18 @@ pub(crate) fn dump(netlink: &mut Rtnetlink) -> Result<Vec<(LinkInfo, LinkCounter
 /// The device of that name, without addresses and queueing disciplines.
 pub(crate) fn find(netlink: &mut Rtnetlink, name: &str) -> Result<Option<LinkInfo>> {
     Ok(ask(netlink, name, |message| parse(message).map(|(link, _)| link))?.flatten())
+}
+
+/// The other end of a veth pair, if it is in this namespace, under whatever name.
+pub(crate) fn other_end(netlink: &mut Rtnetlink, end: &LinkInfo) -> Result<Option<LinkInfo>> {
+    if end.kind != "veth" {
+        return Ok(None);
+    }
+    let links = dump(netlink)?;
+    Ok(links
+        .into_iter()
+        .map(|(link, _)| link)
+        .find(|link| link.kind == "veth" && link.ifindex == end.peer && link.peer == end.ifindex))
 }
 
 /// The bridge's settings of a port, if the device is one.
@@ -252,6 +268,8 @@ fn parse(message: Message<'_>) -> Option<(LinkInfo, LinkCounters)> {
             libc::IFLA_ADDRESS => link.mac = format_mac(attribute.value),
             libc::IFLA_MTU => link.mtu = attribute.ne32()?,
             libc::IFLA_MASTER => link.master = attribute.ne32()?,
+            libc::IFLA_CARRIER => link.carrier = attribute.u8()? != 0,
+            libc::IFLA_CARRIER_CHANGES => link.carrier_changes = attribute.ne32()?,
             libc::IFLA_LINK => other_end = attribute.ne32()?,
             libc::IFLA_IFALIAS => link.alias = attribute.text(),
             libc::IFLA_LINKINFO => {

@@ -2,6 +2,7 @@
 //! conntrack, and notice of changes. Everything acts on the calling thread's namespace.
 
 mod address;
+mod announce;
 mod bridge;
 mod conntrack;
 mod conntrack_entry;
@@ -9,6 +10,7 @@ mod endpoint;
 mod link;
 mod names;
 mod namespace;
+mod neighbour;
 pub(crate) mod netlink;
 mod nftables;
 pub(crate) mod nla;
@@ -30,12 +32,17 @@ pub use conntrack::{
     list_conntrack,
 };
 pub use conntrack_entry::{ConntrackEntries, make_established_liberal};
-pub use endpoint::{EndpointLink, EndpointSpec, create_endpoint, ensure_endpoint};
+pub use endpoint::{
+    EndpointLink, EndpointSpec, announce_endpoint, create_endpoint, ensure_endpoint,
+};
 pub use link::{LinkInfo, delete_link, list_links};
 pub use nftables::{NftTable, list_nft_tables};
 pub use packet_routing::list_packet_routing;
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
-pub use sandbox::{ResolvedPid, SandboxInfo, SandboxInterface, inspect_sandbox, resolve_pid};
+pub use sandbox::{
+    ResolvedPid, SandboxInfo, SandboxInterface, SandboxRoute, glance_at_sandboxes, inspect_sandbox,
+    resolve_pid,
+};
 pub use sockets::{SocketId, SocketProtocol, can_end_sockets, end_socket, reconnect};
 pub use sysctl::{read_sysctl, write_sysctl};
 pub use watch::{HostEvent, HostEventKind, Watch};

@@ -9,10 +9,14 @@ use std::thread;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
+use super::rtnetlink::Rtnetlink;
 use crate::{Error, ErrorKind, Result, error::Context};
 
 /// The calling thread's own namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
+
+/// As many symbolic links as the kernel follows (MAXSYMLINKS).
+const LINKS_MAX: usize = 40;
 
 // `_IO(0xb7, 3)`, ioctl_nsfs(2).
 nix::ioctl_none_bad!(ns_get_nstype, nix::request_code_none!(0xb7, 3));
@@ -53,8 +57,21 @@ impl Namespace {
         Self::open(OWN)
     }
 
-    /// Device and inode, `dev:inode`: what it is, whatever path it was opened by.
-    pub fn key(&self) -> String {
+    /// What it is, whatever path it was opened by: `dev:inode:cookie`. The kernel gives an inode number
+    /// that became free to the next namespace; the cookie (Linux 5.14) it never gives again until the
+    /// next boot. Older kernels: `dev:inode`.
+    ///
+    /// `netlink` is a socket of this namespace.
+    pub fn key(&self, netlink: &Rtnetlink) -> Result<String> {
+        let place = self.place();
+        Ok(match netlink.namespace_cookie()? {
+            Some(cookie) => format!("{place}:{cookie}"),
+            None => place,
+        })
+    }
+
+    /// `dev:inode`: cheap, and enough to see that something changed.
+    pub fn place(&self) -> String {
         format!("{}:{}", self.device, self.inode)
     }
 
@@ -89,6 +106,22 @@ impl AsFd for Namespace {
     }
 }
 
+/// The path belongs to a process: it says nothing once that process is gone, and its number is given
+/// again. Symbolic links are followed, but not the link of procfs itself.
+pub fn is_of_process(path: &str) -> bool {
+    let mut path = Path::new(path).to_path_buf();
+    for _ in 0..LINKS_MAX {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return false };
+        let Ok(folder) = folder.canonicalize() else { return false };
+        if folder.starts_with("/proc") {
+            return true;
+        }
+        let Ok(target) = folder.join(name).read_link() else { return false };
+        path = folder.join(target);
+    }
+    false
+}
+
 fn open_error(path: &str, cause: &std::io::Error) -> Error {
     match cause.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH) => {
@@ -105,6 +138,20 @@ fn open_error(path: &str, cause: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_seen_behind_links() {
+        let folder = std::env::temp_dir().join(format!("nb-links-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let name = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+        std::os::unix::fs::symlink("/proc/self/ns/net", name("a")).unwrap();
+        std::os::unix::fs::symlink("a", name("b")).unwrap();
+        std::os::unix::fs::symlink("loop", name("loop")).unwrap();
+        let found = ["a", "b", "loop", "none"].map(|link| is_of_process(&name(link)));
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(found, [true, true, false, false]);
+        assert!(is_of_process("/proc/1/ns/net") && !is_of_process("/etc/passwd"));
+    }
 
     #[test]
     fn knows_namespaces_from_other_files() {

@@ -1,5 +1,7 @@
 //! A synchronous netlink socket: one request, its answers, its acknowledgement.
 
+use std::os::fd::AsRawFd;
+
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
@@ -65,6 +67,29 @@ impl Netlink {
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))
             .context("setting a netlink socket's timeout")?;
         Ok(Self { socket, sequence: 0 })
+    }
+
+    /// SO_NETNS_COOKIE of the socket's namespace; `None` where the kernel has none (before 5.14).
+    pub fn namespace_cookie(&self) -> Result<Option<u64>> {
+        let mut cookie = 0u64;
+        let mut length = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: both pointers are to live values of the sizes given.
+        let failed = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NETNS_COOKIE,
+                std::ptr::from_mut(&mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        if failed == 0 {
+            return Ok(Some(cookie));
+        }
+        match std::io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+            error => Err(error).context("asking for the namespace's cookie"),
+        }
     }
 
     /// Sends a request and waits for its acknowledgement.

@@ -16,6 +16,7 @@ use super::namespace::Namespace;
 use super::netlink::Message;
 use super::nla::{Attribute, Attributes};
 use super::rtnetlink::Rtnetlink;
+use super::sandbox::SandboxRoute;
 use crate::{Error, ErrorKind, Result, error::Context};
 
 const RTMSG: usize = 12;
@@ -39,7 +40,8 @@ pub struct RouteInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultRoute {
     pub gateway: String,
-    pub interface: String,
+    /// Host end of the endpoint it leads over: the other end may have any name in the sandbox.
+    pub host_interface: String,
 }
 
 /// A sandbox's default routes, by family; `None`: natbridge sets none.
@@ -74,12 +76,12 @@ pub fn list_routes() -> Result<Vec<RouteInfo>> {
 /// Replaces natbridge's default routes in a sandbox; `None` removes natbridge's.
 ///
 /// A default route that somebody else set is never touched and stays the preferred one: natbridge's
-/// own then gets a higher metric, and takes over should the other go.
+/// own then gets a higher metric, and takes over should the other go. Answers what it changed.
 ///
 /// # Errors
 /// `not_found` for a missing sandbox or interface, `invalid` for a gateway of the wrong family or
 /// one that is not on the interface's link, or for the host's own namespace.
-pub fn set_default_routes(sandbox_path: &str, routes: &DefaultRoutes) -> Result<()> {
+pub fn set_default_routes(sandbox_path: &str, routes: &DefaultRoutes) -> Result<Vec<String>> {
     let namespace = Namespace::open(sandbox_path)?;
     if namespace.is_own()? {
         return Err(Error::new(
@@ -87,13 +89,28 @@ pub fn set_default_routes(sandbox_path: &str, routes: &DefaultRoutes) -> Result<
             format!("{sandbox_path} is the host's own network namespace, not a sandbox"),
         ));
     }
+    let mut host = Rtnetlink::open()?;
     let mut netlink = Rtnetlink::open_in(&namespace)?;
     // Both are checked before either is set.
-    let ipv4 = wanted_hop(&mut netlink, "ipv4", routes.ipv4.as_ref(), IpAddr::is_ipv4)?;
-    let ipv6 = wanted_hop(&mut netlink, "ipv6", routes.ipv6.as_ref(), IpAddr::is_ipv6)?;
+    let ipv4 = wanted_hop(&mut host, &mut netlink, "ipv4", routes.ipv4.as_ref(), IpAddr::is_ipv4)?;
+    let ipv6 = wanted_hop(&mut host, &mut netlink, "ipv6", routes.ipv6.as_ref(), IpAddr::is_ipv6)?;
     let present = dump(&mut netlink)?;
-    set_default(&mut netlink, &present, AddressFamily::Inet, ipv4)?;
-    set_default(&mut netlink, &present, AddressFamily::Inet6, ipv6)
+    let mut changed = set_default(&mut netlink, &present, AddressFamily::Inet, ipv4)?;
+    changed.extend(set_default(&mut netlink, &present, AddressFamily::Inet6, ipv6)?);
+    Ok(changed)
+}
+
+/// natbridge's own default routes in the socket's namespace.
+pub(crate) fn own_defaults(netlink: &mut Rtnetlink) -> Result<Vec<SandboxRoute>> {
+    let routes = dump(netlink)?.into_iter().filter(|route| {
+        route.unicast && route.prefix == 0 && route.protocol == OWN_PROTOCOL && route.is_main()
+    });
+    Ok(routes
+        .flat_map(|route| route.hops)
+        .filter_map(|hop| {
+            Some(SandboxRoute { gateway: hop.gateway?.to_string(), ifindex: hop.ifindex })
+        })
+        .collect())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +130,15 @@ struct Route {
     hops: Vec<Hop>,
 }
 
+impl Route {
+    fn is_main(&self) -> bool {
+        self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+    }
+}
+
 fn wanted_hop(
-    netlink: &mut Rtnetlink,
+    host: &mut Rtnetlink,
+    sandbox: &mut Rtnetlink,
     field: &str,
     route: Option<&DefaultRoute>,
     fits: fn(&IpAddr) -> bool,
@@ -126,9 +150,17 @@ fn wanted_hop(
             format!("{field}.gateway {:?} must be an {field} address", route.gateway),
         )
     })?;
-    link::check_name(&format!("{field}.interface"), &route.interface)?;
-    let interface = link::find(netlink, &route.interface)?.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("the sandbox has no interface {}", route.interface))
+    link::check_name(&format!("{field}.hostInterface"), &route.host_interface)?;
+    let host_end = link::find(host, &route.host_interface)?;
+    let other_end = match host_end {
+        Some(host_end) => link::other_end(sandbox, &host_end)?,
+        None => None,
+    };
+    let interface = other_end.ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("the other end of {} is not in the sandbox", route.host_interface),
+        )
     })?;
     Ok(Some(Hop { gateway: Some(gateway), ifindex: interface.ifindex }))
 }
@@ -138,16 +170,14 @@ fn set_default(
     present: &[Route],
     family: AddressFamily,
     wanted: Option<Hop>,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let ipv4 = family == AddressFamily::Inet;
     let defaults = present.iter().filter(|route| {
-        route.unicast
-            && route.prefix == 0
-            && route.table == u32::from(RouteHeader::RT_TABLE_MAIN)
-            && route.destination.is_ipv4() == ipv4
+        route.unicast && route.prefix == 0 && route.is_main() && route.destination.is_ipv4() == ipv4
     });
     let (own, foreign): (Vec<_>, Vec<_>) =
         defaults.partition(|route| route.protocol == OWN_PROTOCOL);
+    let mut changed = Vec::new();
     let mut kept = None;
     if let Some(hop) = wanted {
         let base = if ipv4 { 0 } else { IPV6_METRIC };
@@ -168,6 +198,7 @@ fn set_default(
                     hop.gateway.map_or_else(String::new, |gateway| gateway.to_string())
                 ),
             )?;
+            changed.extend(hop.gateway.map(|gateway| format!("set default route by {gateway}")));
         }
     }
     for route in own.iter().filter(|route| Some(route.metric) != kept) {
@@ -177,9 +208,11 @@ fn set_default(
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.context("removing an old default route")?,
             }
+            changed
+                .extend(hop.gateway.map(|gateway| format!("removed default route by {gateway}")));
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// The kernel answers ENETUNREACH or EHOSTUNREACH for a gateway it has no direct route to.

@@ -34,6 +34,11 @@ impl Rtnetlink {
         self.0.dump(message.message_type(), &payload, |message| deserialize(message).map(Some))
     }
 
+    /// SO_NETNS_COOKIE of the socket's namespace; `None` where the kernel has none.
+    pub fn namespace_cookie(&self) -> Result<Option<u64>> {
+        self.0.namespace_cookie()
+    }
+
     /// The socket below, for tables that netlink-packet-route may refuse to parse.
     pub fn raw(&mut self) -> &mut Netlink {
         &mut self.0

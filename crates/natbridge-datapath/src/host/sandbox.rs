@@ -9,18 +9,31 @@ use std::os::fd::AsFd;
 
 use super::address;
 use super::link;
-use super::namespace::Namespace;
+use super::namespace::{self, Namespace};
+use super::route;
 use super::rtnetlink::Rtnetlink;
 use crate::{Error, ErrorKind, Result, error::Context};
 
 /// A sandbox as it is now.
 #[derive(Clone, Debug)]
 pub struct SandboxInfo {
-    /// Its identity, `dev:inode`.
+    /// Its identity, `dev:inode:cookie`.
     pub key: String,
+    /// The path belongs to a process, and does not outlive it.
+    pub of_process: bool,
     /// It is the calling thread's own namespace.
     pub is_host: bool,
     pub interfaces: Vec<SandboxInterface>,
+    /// natbridge's own default routes.
+    pub default_routes: Vec<SandboxRoute>,
+}
+
+/// A default route in a sandbox.
+#[derive(Clone, Debug)]
+pub struct SandboxRoute {
+    pub gateway: String,
+    /// In the sandbox.
+    pub ifindex: u32,
 }
 
 /// An interface in a sandbox. Counters are the interface's own.
@@ -28,6 +41,8 @@ pub struct SandboxInfo {
 pub struct SandboxInterface {
     pub name: String,
     pub ifindex: u32,
+    /// ifindex of the other end of a veth pair, in its own namespace; 0 for none.
+    pub peer: u32,
     pub mac: String,
     /// In bytes.
     pub mtu: u32,
@@ -45,7 +60,7 @@ pub struct SandboxInterface {
 pub struct ResolvedPid {
     /// `/proc/<pid>/ns/net`: good as long as the process lives.
     pub path: String,
-    /// The namespace's identity, `dev:inode`.
+    /// The namespace's identity, `dev:inode:cookie`.
     pub key: String,
 }
 
@@ -66,6 +81,7 @@ pub fn inspect_sandbox(path: &str) -> Result<SandboxInfo> {
             addresses: addresses.remove(&link.ifindex).unwrap_or_default(),
             name: link.name,
             ifindex: link.ifindex,
+            peer: link.peer,
             mac: link.mac,
             mtu: link.mtu,
             up: link.up,
@@ -75,7 +91,21 @@ pub fn inspect_sandbox(path: &str) -> Result<SandboxInfo> {
             transmit_packets: counters.transmit_packets,
         })
         .collect();
-    Ok(SandboxInfo { key: namespace.key(), is_host: namespace.is_own()?, interfaces })
+    Ok(SandboxInfo {
+        key: namespace.key(&netlink)?,
+        of_process: namespace::is_of_process(path),
+        is_host: namespace.is_own()?,
+        interfaces,
+        default_routes: route::own_defaults(&mut netlink)?,
+    })
+}
+
+/// Where each path leads now, `dev:inode`; empty: to no network namespace. Quick, to be asked often.
+pub fn glance_at_sandboxes(paths: &[String]) -> Vec<String> {
+    paths
+        .iter()
+        .map(|path| Namespace::open(path).map_or_else(|_| String::new(), |n| n.place()))
+        .collect()
 }
 
 /// The network namespace of a process that is alive now. The process is held by a pidfd meanwhile,
@@ -90,11 +120,12 @@ pub fn resolve_pid(pid: u32) -> Result<ResolvedPid> {
     let process = open_process(number)?;
     let path = format!("/proc/{number}/ns/net");
     let namespace = Namespace::open(&path).context(format_args!("process {pid}"))?;
+    let key = namespace.key(&Rtnetlink::open_in(&namespace)?)?;
     let mut exits = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     if poll(&mut exits, PollTimeout::ZERO).context("asking for the process")? != 0 {
         return Err(gone(number));
     }
-    Ok(ResolvedPid { path, key: namespace.key() })
+    Ok(ResolvedPid { path, key })
 }
 
 fn open_process(pid: libc::pid_t) -> Result<OwnedFd> {
