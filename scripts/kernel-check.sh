@@ -12,8 +12,8 @@ shift
 # Emulation works everywhere. KERNEL_CHECK_ACCELERATOR=kvm is faster where there is a real one.
 accelerator=${KERNEL_CHECK_ACCELERATOR:-tcg}
 patience=${KERNEL_CHECK_SECONDS:-900}
-modules='veth bridge br_netfilter nf_conntrack nf_conntrack_ftp nf_conntrack_netlink nf_nat nf_tables
-	nft_chain_nat nft_ct nft_masq nft_nat nft_fib_inet sch_ingress cls_bpf sctp'
+modules='veth bridge br_netfilter nf_conntrack nf_conntrack_ftp nf_conntrack_netlink nf_nat nf_tables nft_socket
+	nft_chain_nat nft_ct nft_masq nft_nat nft_fib_inet sch_ingress cls_bpf sctp inet_diag tcp_diag udp_diag'
 # busybox's own sh would take its applets for these.
 tools='dash ip tc nft iperf3 ethtool nstat nsenter modprobe conntrack'
 

@@ -36,7 +36,10 @@ export function noteOf(store: Store, stale: StaleEntries, after: State): Record<
   return { [noteKey]: JSON.stringify(all) };
 }
 
-/** UDP entries from before these sockets were published: their clients reached the host itself. */
+/**
+ * UDP entries from before these sockets were published: their clients reached the host itself, or they were
+ * masqueraded under the number that is published now and would take its requests for answers.
+ */
 async function untranslated(
   datapath: Datapath,
   published: StaleEntries["sockets"],
@@ -53,10 +56,11 @@ async function untranslated(
     );
   };
   const entries = await datapath.listConntrack();
-  return entries.flatMap(({ protocol, destinationNat, original }) => {
+  return entries.flatMap(({ protocol, destinationNat, sourceNat, original, reply }) => {
     const { sourceAddress, destinationAddress, destinationPort } = original;
-    if (protocol !== "udp" || destinationNat || !isServed(destinationAddress, destinationPort))
-      return [];
+    const reached = isServed(destinationAddress, destinationPort);
+    const masqueraded = sourceNat && isServed(reply.destinationAddress, reply.destinationPort);
+    if (protocol !== "udp" || destinationNat || !(reached || masqueraded)) return [];
     return {
       protocol,
       originalSourceAddress: sourceAddress,

@@ -67,6 +67,23 @@ test("a port that is removed ends its connections, not those of other ports", as
   assert.equal(left(host), [2, 3, 4, 5]);
 });
 
+test("a number that is published is nobody's masqueraded source port any more", async ({
+  host,
+}) => {
+  const masqueraded = (destinationPort: number): void => {
+    const id = add(host, "udp", "9.9.9.9 5353", undefined, db);
+    const entry = host.datapath.conntrack.find((one) => one.id === id);
+    assert.ok(entry);
+    entry.sourceNat = true;
+    entry.original.destinationPort = destinationPort;
+    entry.reply.destinationAddress = "203.0.113.1";
+    entry.reply.destinationPort = destinationPort;
+  };
+  for (const number of [5353, 5354]) masqueraded(number);
+  await host.core.ports.create({ ...port, hostPort: 5353, protocol: "udp" });
+  assert.equal(left(host), [2]);
+});
+
 test("wildcards of two families are two ports", async ({ host }) => {
   const { ports } = host.core;
   await ports.create({ ...port, name: "v4", hostAddress: "0.0.0.0" });
