@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use natbridge_datapath::firewall::{
-    FirewallPort, FirewallSpec, Keeper, Protocol, apply_firewall, ensure_forward_accepts,
+    FirewallPort, FirewallSpec, TableKeeper, Protocol, apply_firewall, ensure_forward_accepts,
     remove_firewall, remove_forward_accepts,
 };
 
@@ -109,7 +109,7 @@ fn a_flushed_ruleset_breaks_no_connection() {
     let keeper = namespaces.inside("host", || {
         apply_firewall(&topology::spec(false)).unwrap();
         ensure_forward_accepts().unwrap();
-        Keeper::start().unwrap()
+        TableKeeper::start().unwrap()
     });
     let pristine = list(&namespaces);
     // Some reloads do more than flush; the host's own rules come with it.
@@ -152,7 +152,7 @@ fn nothing_new_passes_while_the_table_is_away() {
     let namespaces = topology::build("gap");
     let keeper = namespaces.inside("host", || {
         apply_firewall(&topology::spec(false)).unwrap();
-        Keeper::start().unwrap()
+        TableKeeper::start().unwrap()
     });
     // As if the table could not be written: nobody wants it, so nobody restores it.
     let asks = |from: &str, target: &str| {
@@ -194,7 +194,7 @@ fn a_thousand_ports_are_back_at_once() {
     let spec = FirewallSpec { ports: (1..=1000).map(port).collect(), ..topology::spec(false) };
     let keeper = namespaces.inside("host", || {
         apply_firewall(&spec).unwrap();
-        Keeper::start().unwrap()
+        TableKeeper::start().unwrap()
     });
     for _ in 0..RELOADS {
         namespaces.run("host", "nft flush ruleset");

@@ -16,7 +16,7 @@ use super::elements::Elements;
 
 /// The table's name before this process's number: the one of a process that has just been killed may
 /// still be there.
-pub const GUARD_PREFIX: &str = "natbridge_keep";
+pub const STAND_IN_PREFIX: &str = "natbridge_keep";
 
 /// Sets that both tables have.
 const SHARED: [&str; 7] = [
@@ -56,19 +56,19 @@ add rule inet TABLE postrouting oifname . ip6 saddr @own_subnet6 accept
 add rule inet TABLE postrouting ip saddr @masquerade4 drop
 add rule inet TABLE postrouting ip6 saddr @masquerade6 drop"#;
 
-struct Guard {
+struct StandIn {
     owner: Child,
     script: ChildStdin,
     /// The elements as last said.
     said: String,
 }
 
-static GUARD: Mutex<Option<Guard>> = Mutex::new(None);
+static STAND_IN: Mutex<Option<StandIn>> = Mutex::new(None);
 
 /// Makes the table, where kernel and nft can: without it a flush is only answered quickly.
 pub fn start() {
-    let mut guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner);
-    if guard.is_some() {
+    let mut stand_in = STAND_IN.lock().unwrap_or_else(PoisonError::into_inner);
+    if stand_in.is_some() {
         return;
     }
     let spawned = Command::new("nft")
@@ -81,7 +81,7 @@ pub fn start() {
     let Ok(mut owner) = spawned else { return };
     let Some(mut script) = owner.stdin.take() else { return };
     if say(&mut script, DEFINITION) {
-        *guard = Some(Guard { owner, script, said: String::new() });
+        *stand_in = Some(StandIn { owner, script, said: String::new() });
     } else {
         end(owner, script);
     }
@@ -89,8 +89,8 @@ pub fn start() {
 
 /// Tells the table of the networks there are. Nothing without a table.
 pub fn follow(wanted: &Elements) {
-    let mut guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(current) = guard.as_mut() else { return };
+    let mut stand_in = STAND_IN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(current) = stand_in.as_mut() else { return };
     let mut script: String =
         SHARED.iter().map(|set| format!("flush set inet TABLE {set}\n")).collect();
     script.push_str(&wanted.only(&SHARED).commands("add", "inet TABLE").replace(",\n", ", "));
@@ -99,22 +99,22 @@ pub fn follow(wanted: &Elements) {
     }
     if say(&mut current.script, &script) {
         current.said = script;
-    } else if let Some(Guard { owner, script, .. }) = guard.take() {
+    } else if let Some(StandIn { owner, script, .. }) = stand_in.take() {
         end(owner, script);
     }
 }
 
 /// Removes the table.
 pub fn stop() {
-    let guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(Guard { owner, script, .. }) = guard {
+    let stand_in = STAND_IN.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(StandIn { owner, script, .. }) = stand_in {
         end(owner, script);
     }
 }
 
 /// One line is one transaction. False where nobody listens any more.
 fn say(pipe: &mut ChildStdin, script: &str) -> bool {
-    let table = format!("{GUARD_PREFIX}_{}", std::process::id());
+    let table = format!("{STAND_IN_PREFIX}_{}", std::process::id());
     let mut line = script.trim_end().replace("TABLE", &table).replace('\n', "; ");
     line.push('\n');
     pipe.write_all(line.as_bytes()).and_then(|()| pipe.flush()).is_ok()
