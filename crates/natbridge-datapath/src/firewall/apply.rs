@@ -61,11 +61,12 @@ pub fn restore() -> Result<()> {
     }
 }
 
-/// A stand-in that has just begun knows of nothing.
-pub fn tell_stand_in() {
+/// Makes the table that stands in for ours while that is away, knowing of what was last written.
+pub fn start_stand_in() {
     let written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(table) = written.as_ref() {
-        stand_in::follow(&table.elements);
+    match written.as_ref() {
+        Some(table) => stand_in::start(&table.elements),
+        None => stand_in::start(&Elements::default()),
     }
 }
 

@@ -68,8 +68,7 @@ impl TableKeeper {
             let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
         }
         socket.add_membership(NFNLGRP_NFTABLES).context("subscribing to nftables notifications")?;
-        stand_in::start();
-        apply::tell_stand_in();
+        apply::start_stand_in();
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("natbridge-keeper".to_owned())

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use natbridge_datapath::firewall::{
@@ -13,8 +12,6 @@ use natbridge_datapath::firewall::{
 use super::namespaces::Namespaces;
 use super::topology;
 
-/// The keeper belongs to the process, as the daemon has one: its tests go one by one.
-static ONE: Mutex<()> = Mutex::new(());
 const PATIENCE: Duration = Duration::from_secs(5);
 const RELOADS: usize = 5;
 
@@ -101,8 +98,7 @@ fn broken(namespaces: &Namespaces, disturb: impl FnOnce()) -> Vec<String> {
 
 #[test]
 fn a_flushed_ruleset_breaks_no_connection() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let namespaces = topology::build("flush");
+    let namespaces = topology::build_alone("flush");
     for (name, port) in [("a1", 90), ("client", 90), ("host", 8087)] {
         echo(&namespaces, name, port);
     }
@@ -148,13 +144,11 @@ fn a_flushed_ruleset_breaks_no_connection() {
 
 #[test]
 fn nothing_new_passes_while_the_table_is_away() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let namespaces = topology::build("gap");
+    let namespaces = topology::build_alone("gap");
     let keeper = namespaces.inside("host", || {
         apply_firewall(&topology::spec(false)).unwrap();
         TableKeeper::start().unwrap()
     });
-    // As if the table could not be written: nobody wants it, so nobody restores it.
     let asks = |from: &str, target: &str| {
         let address: SocketAddr = target.parse().unwrap();
         namespaces.inside(from, || {
@@ -181,8 +175,7 @@ fn nothing_new_passes_while_the_table_is_away() {
 
 #[test]
 fn a_thousand_ports_are_back_at_once() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let namespaces = Namespaces::new("quick", &["host"]);
+    let namespaces = Namespaces::alone("quick", &["host"]);
     let port = |number: u16| FirewallPort {
         protocol: Protocol::Tcp,
         host_address: "0.0.0.0".parse().unwrap(),
