@@ -43,7 +43,8 @@ impl NftTable {
 
     /// It is natbridge's own: the table, or the one that stands in for it.
     pub fn is_own(&self) -> bool {
-        self.family == OWN_FAMILY && (self.name == OWN_NAME || self.name.starts_with(STAND_IN_PREFIX))
+        self.family == OWN_FAMILY
+            && (self.name == OWN_NAME || self.name.starts_with(STAND_IN_PREFIX))
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use natbridge_datapath::firewall::{
-    FirewallPort, FirewallSpec, TableKeeper, Protocol, apply_firewall, ensure_forward_accepts,
+    FirewallPort, FirewallSpec, Protocol, TableKeeper, apply_firewall, ensure_forward_accepts,
     remove_firewall, remove_forward_accepts,
 };
 
