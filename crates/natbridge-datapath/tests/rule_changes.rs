@@ -103,7 +103,10 @@ fn foreign_tables_are_read_one_by_one_whatever_their_names() {
     let host = Namespace::new("foreign");
     host.enter();
     let nft = |text: &str| run(&format!("nft '{text}'"));
-    assert_eq!(read_foreign_ruleset().unwrap().nft, "{\"nftables\": []}");
+    let listed = || -> serde_json::Value {
+        serde_json::from_str(&read_foreign_ruleset().unwrap().nft).unwrap()
+    };
+    assert_eq!(listed(), serde_json::json!({ "nftables": [] }));
     nft("add table inet natbridge; add set inet natbridge own { type inet_service; }");
     nft(
         "add table ip plain; add chain ip plain c; add rule ip plain c counter comment \"natbridge\"",
@@ -118,8 +121,7 @@ fn foreign_tables_are_read_one_by_one_whatever_their_names() {
     // Our accept, as natbridge puts it into a foreign chain.
     nft("add chain ip plain f { type filter hook forward priority 0; policy drop; }");
     natbridge_datapath::firewall::ensure_forward_accepts().unwrap();
-    let foreign = read_foreign_ruleset().unwrap().nft;
-    let listing: serde_json::Value = serde_json::from_str(&foreign).unwrap();
+    let listing = listed();
     let tables: Vec<String> = listing["nftables"]
         .as_array()
         .unwrap()
@@ -142,5 +144,5 @@ fn foreign_tables_are_read_one_by_one_whatever_their_names() {
         ]
     );
     let rules = listing["nftables"].as_array().unwrap().iter();
-    assert_eq!(rules.filter(|object| object.get("rule").is_some()).count(), 1, "{foreign}");
+    assert_eq!(rules.filter(|object| object.get("rule").is_some()).count(), 1, "{listing}");
 }

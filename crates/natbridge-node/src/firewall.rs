@@ -107,15 +107,15 @@ pub async fn read_foreign_ruleset() -> napi::Result<ForeignRuleset> {
     Ok(ForeignRuleset { nft: ruleset.nft, legacy: ruleset.legacy })
 }
 
-static KEEPER: Mutex<Option<datapath::Keeper>> = Mutex::new(None);
+static KEEPER: Mutex<Option<datapath::TableKeeper>> = Mutex::new(None);
 
 /// Restores the table and the accepts at once when somebody takes them away, until told otherwise.
 pub fn keep(keeping: bool) -> Result<()> {
     let mut keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
-    // The one before takes its guard with it.
+    // The one before takes its stand-in with it.
     drop(keeper.take());
     if keeping {
-        *keeper = Some(datapath::Keeper::start()?);
+        *keeper = Some(datapath::TableKeeper::start()?);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::elements::Elements;
 use super::elsewhere::{bound_udp, elsewhere, ephemeral};
 use super::spec::FirewallSpec;
 use super::table::{TABLE, Variant, definition};
-use super::{guard, marking, nft};
+use super::{marking, nft, stand_in};
 use crate::error::{Context, ErrorKind, Result};
 
 /// What a call changed in the kernel.
@@ -37,7 +37,7 @@ pub fn apply_firewall(spec: &FirewallSpec) -> Result<FirewallChange> {
     let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = Table::wanted(spec)?;
     let change = wanted.write()?;
-    guard::follow(&wanted.elements);
+    stand_in::follow(&wanted.elements);
     *written = Some(wanted);
     Ok(change)
 }
@@ -61,11 +61,12 @@ pub fn restore() -> Result<()> {
     }
 }
 
-/// A guard that has just begun knows of nothing.
-pub fn tell_guard() {
+/// Makes the table that stands in for ours while that is away, knowing of what was last written.
+pub fn start_stand_in() {
     let written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(table) = written.as_ref() {
-        guard::follow(&table.elements);
+    match written.as_ref() {
+        Some(table) => stand_in::start(&table.elements),
+        None => stand_in::start(&Elements::default()),
     }
 }
 
@@ -134,7 +135,7 @@ pub fn remove_firewall() -> Result<()> {
     let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
     // Whoever hears of it must not write it again.
     *written = None;
-    guard::follow(&Elements::default());
+    stand_in::follow(&Elements::default());
     nft::commit(&format!("add table {TABLE}\ndelete table {TABLE}\n"))
         .context("remove the table inet natbridge")
 }

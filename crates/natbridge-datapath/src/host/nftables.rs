@@ -6,7 +6,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::netlink::{Message, Netlink};
 use super::nla::Attributes;
 use super::watch::HostEventKind;
-use crate::firewall::GUARD_PREFIX;
+use crate::firewall::STAND_IN_PREFIX;
 use crate::{ErrorKind, Result, error::Context};
 
 /// linux/netfilter/nfnetlink.h and nf_tables.h.
@@ -43,7 +43,8 @@ impl NftTable {
 
     /// It is natbridge's own: the table, or the one that stands in for it.
     pub fn is_own(&self) -> bool {
-        self.family == OWN_FAMILY && (self.name == OWN_NAME || self.name.starts_with(GUARD_PREFIX))
+        self.family == OWN_FAMILY
+            && (self.name == OWN_NAME || self.name.starts_with(STAND_IN_PREFIX))
     }
 }
 

@@ -2,19 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use natbridge_datapath::firewall::{
-    FirewallPort, FirewallSpec, Keeper, Protocol, apply_firewall, ensure_forward_accepts,
+    FirewallPort, FirewallSpec, Protocol, TableKeeper, apply_firewall, ensure_forward_accepts,
     remove_firewall, remove_forward_accepts,
 };
 
 use super::namespaces::Namespaces;
 use super::topology;
 
-/// The keeper belongs to the process, as the daemon has one: its tests go one by one.
-static ONE: Mutex<()> = Mutex::new(());
 const PATIENCE: Duration = Duration::from_secs(5);
 const RELOADS: usize = 5;
 
@@ -101,15 +98,14 @@ fn broken(namespaces: &Namespaces, disturb: impl FnOnce()) -> Vec<String> {
 
 #[test]
 fn a_flushed_ruleset_breaks_no_connection() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let namespaces = topology::build("flush");
+    let namespaces = topology::build_alone("flush");
     for (name, port) in [("a1", 90), ("client", 90), ("host", 8087)] {
         echo(&namespaces, name, port);
     }
     let keeper = namespaces.inside("host", || {
         apply_firewall(&topology::spec(false)).unwrap();
         ensure_forward_accepts().unwrap();
-        Keeper::start().unwrap()
+        TableKeeper::start().unwrap()
     });
     let pristine = list(&namespaces);
     // Some reloads do more than flush; the host's own rules come with it.
@@ -148,13 +144,11 @@ fn a_flushed_ruleset_breaks_no_connection() {
 
 #[test]
 fn nothing_new_passes_while_the_table_is_away() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let namespaces = topology::build("gap");
+    let namespaces = topology::build_alone("gap");
     let keeper = namespaces.inside("host", || {
         apply_firewall(&topology::spec(false)).unwrap();
-        Keeper::start().unwrap()
+        TableKeeper::start().unwrap()
     });
-    // As if the table could not be written: nobody wants it, so nobody restores it.
     let asks = |from: &str, target: &str| {
         let address: SocketAddr = target.parse().unwrap();
         namespaces.inside(from, || {
@@ -181,8 +175,7 @@ fn nothing_new_passes_while_the_table_is_away() {
 
 #[test]
 fn a_thousand_ports_are_back_at_once() {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let namespaces = Namespaces::new("quick", &["host"]);
+    let namespaces = Namespaces::alone("quick", &["host"]);
     let port = |number: u16| FirewallPort {
         protocol: Protocol::Tcp,
         host_address: "0.0.0.0".parse().unwrap(),
@@ -194,7 +187,7 @@ fn a_thousand_ports_are_back_at_once() {
     let spec = FirewallSpec { ports: (1..=1000).map(port).collect(), ..topology::spec(false) };
     let keeper = namespaces.inside("host", || {
         apply_firewall(&spec).unwrap();
-        Keeper::start().unwrap()
+        TableKeeper::start().unwrap()
     });
     for _ in 0..RELOADS {
         namespaces.run("host", "nft flush ruleset");

@@ -2,25 +2,47 @@
 
 use std::fs::File;
 use std::process::{Command, Output};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
+
+/// What the process last applied is what a keeper restores and its stand-in follows, as in the daemon:
+/// no other test may apply its own meanwhile.
+static PROCESS: RwLock<()> = RwLock::new(());
+
+enum Share {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
 
 /// A set of named namespaces that share a prefix; removed when dropped.
 pub struct Namespaces {
     prefix: String,
     names: Vec<&'static str>,
+    _share: Share,
 }
 
 impl Namespaces {
     /// Makes them. The prefix holds the process id, so that runs do not meet.
     pub fn new(label: &str, names: &[&'static str]) -> Self {
+        let guard = PROCESS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::make(label, names, Share::Shared { _guard: guard })
+    }
+
+    /// Makes them for a test with a keeper, while no other test applies anything.
+    pub fn alone(label: &str, names: &[&'static str]) -> Self {
+        let guard = PROCESS.write().unwrap_or_else(PoisonError::into_inner);
+        Self::make(label, names, Share::Alone { _guard: guard })
+    }
+
+    fn make(label: &str, names: &[&'static str], share: Share) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "the packet tests make network namespaces: run as root"
         );
         let prefix = format!("fw-{}-{label}", std::process::id());
-        let made = Self { prefix, names: names.to_vec() };
+        let made = Self { prefix, names: names.to_vec(), _share: share };
         for name in names {
             shell(&format!("ip netns add {}", made.full(name)));
             made.run(name, "ip link set lo up");

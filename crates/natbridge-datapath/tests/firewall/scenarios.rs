@@ -235,8 +235,10 @@ fn scenarios(v4: bool, setting: Setting) -> Vec<Scenario> {
         add("client", None, both, "fe80::c1%eth0", 8080, "refused");
         add("client", Some("fe80::c2%eth0"), &[Udp], at.host, 8080, "refused");
         add("client", Some("fe80::c2%eth0"), &[Udp], at.host_exact, 8081, "refused");
+        add("client", Some(at.client), &[Udp], "fe80::c1%eth0", 8080, "refused");
         add("a1", None, both, "fe80::a1%eth0", 8080, "refused");
         add("i1", None, both, "fe80::1%eth0", 8080, NOTHING);
+        add("i1", Some(at.i1), &[Udp], "fe80::1%eth0", 8080, NOTHING);
         add("i1", Some("fe80::10%eth0"), &[Udp], at.i_gateway, 8080, NOTHING);
         add("i1", Some("fe80::10%eth0"), &[Udp], at.i_gateway, 8093, NOTHING);
     }

@@ -24,7 +24,15 @@ const NAMES: [&str; 10] = ["host", "client", "far", "a1", "a2", "b1", "i1", "i2"
 
 /// Builds all of it, servers included.
 pub fn build(label: &str) -> Namespaces {
-    let namespaces = Namespaces::new(label, &NAMES);
+    furnish(Namespaces::new(label, &NAMES))
+}
+
+/// The same for a test with a keeper.
+pub fn build_alone(label: &str) -> Namespaces {
+    furnish(Namespaces::alone(label, &NAMES))
+}
+
+fn furnish(namespaces: Namespaces) -> Namespaces {
     namespaces.run(
         "host",
         "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0",

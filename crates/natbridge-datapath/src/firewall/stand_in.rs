@@ -11,12 +11,18 @@
 use std::io::Write;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::elements::Elements;
+use crate::host::list_nft_tables;
 
 /// The table's name before this process's number: the one of a process that has just been killed may
 /// still be there.
-pub const GUARD_PREFIX: &str = "natbridge_keep";
+pub const STAND_IN_PREFIX: &str = "natbridge_keep";
+
+/// How long a busy machine may take for the first transaction.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Sets that both tables have.
 const SHARED: [&str; 7] = [
@@ -56,19 +62,20 @@ add rule inet TABLE postrouting oifname . ip6 saddr @own_subnet6 accept
 add rule inet TABLE postrouting ip saddr @masquerade4 drop
 add rule inet TABLE postrouting ip6 saddr @masquerade6 drop"#;
 
-struct Guard {
+struct StandIn {
     owner: Child,
     script: ChildStdin,
     /// The elements as last said.
     said: String,
 }
 
-static GUARD: Mutex<Option<Guard>> = Mutex::new(None);
+static STAND_IN: Mutex<Option<StandIn>> = Mutex::new(None);
 
-/// Makes the table, where kernel and nft can: without it a flush is only answered quickly.
-pub fn start() {
-    let mut guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner);
-    if guard.is_some() {
+/// Makes the table for these networks, where kernel and nft can: without it a flush is only answered
+/// quickly. It is there when this returns.
+pub fn start(wanted: &Elements) {
+    let mut stand_in = STAND_IN.lock().unwrap_or_else(PoisonError::into_inner);
+    if stand_in.is_some() {
         return;
     }
     let spawned = Command::new("nft")
@@ -80,8 +87,9 @@ pub fn start() {
         .spawn();
     let Ok(mut owner) = spawned else { return };
     let Some(mut script) = owner.stdin.take() else { return };
-    if say(&mut script, DEFINITION) {
-        *guard = Some(Guard { owner, script, said: String::new() });
+    let said = elements(wanted);
+    if say(&mut script, &format!("{DEFINITION}\n{said}")) && appears() {
+        *stand_in = Some(StandIn { owner, script, said });
     } else {
         end(owner, script);
     }
@@ -89,33 +97,55 @@ pub fn start() {
 
 /// Tells the table of the networks there are. Nothing without a table.
 pub fn follow(wanted: &Elements) {
-    let mut guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(current) = guard.as_mut() else { return };
-    let mut script: String =
-        SHARED.iter().map(|set| format!("flush set inet TABLE {set}\n")).collect();
-    script.push_str(&wanted.only(&SHARED).commands("add", "inet TABLE").replace(",\n", ", "));
+    let mut stand_in = STAND_IN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(current) = stand_in.as_mut() else { return };
+    let script = elements(wanted);
     if script == current.said {
         return;
     }
     if say(&mut current.script, &script) {
         current.said = script;
-    } else if let Some(Guard { owner, script, .. }) = guard.take() {
+    } else if let Some(StandIn { owner, script, .. }) = stand_in.take() {
         end(owner, script);
     }
+}
+
+/// The commands that make the sets hold these and no others.
+fn elements(wanted: &Elements) -> String {
+    let mut script: String =
+        SHARED.iter().map(|set| format!("flush set inet TABLE {set}\n")).collect();
+    script.push_str(&wanted.only(&SHARED).commands("add", "inet TABLE").replace(",\n", ", "));
+    script
+}
+
+/// Waits for the kernel to have the table: nft says nothing of what went well.
+fn appears() -> bool {
+    let name = name();
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if list_nft_tables().is_ok_and(|tables| tables.iter().any(|table| table.name == name)) {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    false
 }
 
 /// Removes the table.
 pub fn stop() {
-    let guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(Guard { owner, script, .. }) = guard {
+    let stand_in = STAND_IN.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(StandIn { owner, script, .. }) = stand_in {
         end(owner, script);
     }
 }
 
+fn name() -> String {
+    format!("{STAND_IN_PREFIX}_{}", std::process::id())
+}
+
 /// One line is one transaction. False where nobody listens any more.
 fn say(pipe: &mut ChildStdin, script: &str) -> bool {
-    let table = format!("{GUARD_PREFIX}_{}", std::process::id());
-    let mut line = script.trim_end().replace("TABLE", &table).replace('\n', "; ");
+    let mut line = script.trim_end().replace("TABLE", &name()).replace('\n', "; ");
     line.push('\n');
     pipe.write_all(line.as_bytes()).and_then(|()| pipe.flush()).is_ok()
 }

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{accepts, apply, guard};
+use super::{accepts, apply, stand_in};
 use crate::Result;
 use crate::error::Context;
 use crate::host::netlink::{Message, messages};
@@ -39,7 +39,7 @@ const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 const MESSAGE_BUFFER: usize = 64 * 1024;
 
 /// A running watch over the table; it ends when it is dropped, and restores nothing from then on.
-pub struct Keeper {
+pub struct TableKeeper {
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -51,7 +51,7 @@ struct Loss {
     accept: bool,
 }
 
-impl Keeper {
+impl TableKeeper {
     /// Watches the table of the calling thread's namespace.
     ///
     /// # Errors
@@ -68,8 +68,7 @@ impl Keeper {
             let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
         }
         socket.add_membership(NFNLGRP_NFTABLES).context("subscribing to nftables notifications")?;
-        guard::start();
-        apply::tell_guard();
+        apply::start_stand_in();
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("natbridge-keeper".to_owned())
@@ -79,13 +78,13 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for TableKeeper {
     fn drop(&mut self) {
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        guard::stop();
+        stand_in::stop();
     }
 }
 
