@@ -116,6 +116,8 @@ enum nb_drop {
 	NB_DROP_FALSE_OFFLOAD,
 	/* A FIN or RST that conntrack would call invalid had it seen the connection whole. */
 	NB_DROP_TCP_INVALID,
+	/* An answer whose connection conntrack has lost, to what it has not seen. */
+	NB_DROP_LOST_CONNECTION,
 	NB_DROP_COUNT,
 };
 

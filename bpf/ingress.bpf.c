@@ -4,6 +4,7 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
+#include "lib/conntrack.h"
 #include "lib/count.h"
 #include "lib/device.h"
 #include "lib/maps.h"
@@ -138,6 +139,24 @@ static __always_inline void end_both_leases(const struct nb_packet *packet, stru
 	partner = find_partner(&packet->key, flow);
 	if (partner)
 		partner->lease_end = 0;
+}
+
+/*
+ * Somebody has deleted conntrack's entry, and the packet that would have made it anew went by the
+ * fast path: without it this answer would leave untranslated, and end the connection. Dropped, what
+ * it answers is repeated, by the kernel path.
+ */
+static __always_inline bool has_lost_connection(struct __sk_buff *skb,
+						const struct nb_packet *packet,
+						const struct nb_flow *flow, __u64 now)
+{
+	struct nb_flow *partner;
+
+	if (!flow->reply || !flow->used || !flow->lease_end)
+		return false;
+	partner = find_partner(&packet->key, flow);
+	return partner && now < partner->seen_at + NB_LONGEST_LEASE &&
+	       !connection_is_known(skb, packet);
 }
 
 /* The lease is over: this packet renews it, unless the flow is too slow to gain from it. */
@@ -291,6 +310,7 @@ static __always_inline int known_flow(struct __sk_buff *skb, const struct nb_pac
 				      bool enabled)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
+	bool judged;
 	int action;
 
 	if (packet->key.protocol == IPPROTO_TCP) {
@@ -300,13 +320,16 @@ static __always_inline int known_flow(struct __sk_buff *skb, const struct nb_pac
 	} else {
 		flow->seen_at = now;
 	}
+	judged = verdict_stands(config, now);
+	if (enabled && judged && leased(flow, generation, now))
+		return forward(skb, packet, flow, counters, generation);
+	if (has_lost_connection(skb, packet, flow, now))
+		return drop(counters, NB_DROP_LOST_CONNECTION);
 	if (!enabled)
 		return pass_known(skb, packet, flow, counters, generation, NB_PASS_DISABLED);
-	if (!verdict_stands(config, now))
+	if (!judged)
 		return pass_known(skb, packet, flow, counters, generation, NB_PASS_UNJUDGED);
-	if (!leased(flow, generation, now))
-		return pass_expired(skb, packet, flow, counters, generation);
-	return forward(skb, packet, flow, counters, generation);
+	return pass_expired(skb, packet, flow, counters, generation);
 }
 
 static __always_inline int fast_path(struct __sk_buff *skb, struct nb_device_counters *counters,

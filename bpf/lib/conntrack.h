@@ -172,6 +172,30 @@ lookup_answer(struct __sk_buff *skb, const struct nb_packet *packet, struct bpf_
 	return bpf_skb_ct_lookup(skb, &answer, sizeof(answer.ipv6), opts, sizeof(*opts));
 }
 
+/* Whether conntrack knows the connection of a packet that has not been through NAT yet. */
+static __always_inline bool connection_is_known(struct __sk_buff *skb,
+						const struct nb_packet *packet)
+{
+	struct bpf_ct_opts___nb opts = {
+	    .netns_id = NB_CURRENT_NETNS,
+	    .l4proto = packet->key.protocol,
+	};
+	struct bpf_sock_tuple tuple = {};
+	struct nf_conn *entry;
+
+	if (packet->key.family == 4) {
+		fill_sock_tuple4(&tuple, &packet->key.tuple);
+		entry = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
+	} else {
+		fill_sock_tuple6(&tuple, &packet->key.tuple);
+		entry = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv6), &opts, sizeof(opts));
+	}
+	if (!entry)
+		return false;
+	bpf_ct_release(entry);
+	return true;
+}
+
 static __always_inline void read_tuple(struct nb_tuple *to, struct nf_conntrack_tuple *from,
 				       __u8 family)
 {

@@ -12,6 +12,7 @@ pub const DROPS: &[(nb_drop, &str)] = &[
     (nb_drop::NB_DROP_REWRITE_FAILED, "rewrite_failed"),
     (nb_drop::NB_DROP_FALSE_OFFLOAD, "false_checksum_offload"),
     (nb_drop::NB_DROP_TCP_INVALID, "tcp_invalid"),
+    (nb_drop::NB_DROP_LOST_CONNECTION, "lost_connection"),
 ];
 
 /// Reasons a packet was left to the kernel path, or a flow not learned.
