@@ -4,6 +4,7 @@
  */
 import type { Datapath, SandboxInfo } from "../datapath/types.ts";
 import { ProblemError } from "../problem.ts";
+import { endpointStands, type LinksByName, networkStands } from "./endpoint-standing.ts";
 import type {
   EndpointInput,
   EndpointPatch,
@@ -30,7 +31,6 @@ import {
 } from "./plan-ports.ts";
 import type { EndpointRecord, NetworkRecord, PortRecord, SandboxRecord } from "./records.ts";
 import { findSandbox, planSandbox, sandboxNow, withLivePath } from "./sandbox-lookup.ts";
-import { endpointStands, type LinksByName, networkStands } from "./endpoint-standing.ts";
 import type { State } from "./state.ts";
 
 /** All that planning may look at besides the draft. */

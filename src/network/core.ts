@@ -13,6 +13,7 @@ import { applyResult, planApply } from "./apply.ts";
 import * as changes from "./changes.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import { Devices } from "./devices.ts";
+import { byName } from "./endpoint-standing.ts";
 import { DurableEventLog, type NewEvent, type Repair, repairEvents } from "./event-log.ts";
 import type { Policy } from "./fast-path-policy.ts";
 import {
@@ -32,7 +33,6 @@ import { describeRules } from "./rule-text.ts";
 import type { RuleDescription } from "./rules.ts";
 import type { Endpoints, Networks, Ports, PutResult, Sandboxes, Service } from "./service.ts";
 import { clearNoted, deleteEntries, noteOf } from "./stale-note.ts";
-import { byName } from "./endpoint-standing.ts";
 import { compareStates, type State, type StateDifference } from "./state.ts";
 import { readDatapathStatus, readMetrics } from "./status.ts";
 import { failpoint, Steps } from "./steps.ts";

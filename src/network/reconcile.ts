@@ -6,13 +6,13 @@ import type { HolderBinding, HolderBindingState, HolderUpdate } from "../holder/
 import { reasonOf } from "../reason.ts";
 import { addressOf, isLoopback } from "./addresses.ts";
 import type { Core } from "./core.ts";
+import { byName, hostEndStands, type LinksByName, routesStand } from "./endpoint-standing.ts";
 import { type NewEvent, type Repair, repairEvents } from "./event-log.ts";
 import { type Policy, readPolicy } from "./fast-path-policy.ts";
 import { type BridgeFiltering, bridgeFiltering, findUplinks, localAddresses } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
 import { type Found, findAll, whereaboutsOf } from "./sandbox-upkeep.ts";
 import { clearNoted } from "./stale-note.ts";
-import { byName, hostEndStands, type LinksByName, routesStand } from "./endpoint-standing.ts";
 import { compareStates, type State } from "./state.ts";
 import {
   bridgeSpec,

@@ -3,10 +3,10 @@ import { basename } from "node:path";
 import { DatapathError } from "../datapath/error.ts";
 import type { Datapath, SandboxInfo } from "../datapath/types.ts";
 import { ProblemError } from "../problem.ts";
+import { isOfProcess, isSameNamespace } from "./endpoint-standing.ts";
 import type { EndpointInput } from "./model.ts";
 import { invalidField, newId, type Request } from "./plan-networks.ts";
 import type { SandboxRecord } from "./records.ts";
-import { isOfProcess, isSameNamespace } from "./endpoint-standing.ts";
 import type { State } from "./state.ts";
 
 export interface FoundSandbox {

@@ -5,8 +5,8 @@
 import { DatapathError } from "../datapath/error.ts";
 import type { Datapath, SandboxInfo } from "../datapath/types.ts";
 import { reasonOf } from "../reason.ts";
-import type { SandboxRecord } from "./records.ts";
 import { isOfProcess, isSameNamespace } from "./endpoint-standing.ts";
+import type { SandboxRecord } from "./records.ts";
 
 /** What is at each sandbox's path, by id: null for nothing. Those that could not be looked at are not in it. */
 export type Found = Map<string, SandboxInfo | null>;

@@ -1,7 +1,8 @@
 /** From a record to the object the API answers: what is known of it at the moment is its status. */
+
+import { isOfProcess } from "./endpoint-standing.ts";
 import type { Condition, Endpoint, Network, Port, Sandbox } from "./model.ts";
 import type { EndpointRecord, NetworkRecord, PortRecord, SandboxRecord } from "./records.ts";
-import { isOfProcess } from "./endpoint-standing.ts";
 import type { State } from "./state.ts";
 
 /** What the last reconciliation found of devices and ports. */
