@@ -211,6 +211,34 @@ fn an_endpoint_carries_packets_and_is_mended() {
 }
 
 #[test]
+fn an_announcement_takes_away_what_is_untrue_and_nothing_else() {
+    let scene = Scene::new();
+    host::create_bridge(&scene.bridge()).unwrap();
+    let spec = scene.endpoint();
+    host::create_endpoint(&spec).unwrap();
+    // It answers no question.
+    scene.sandbox.run("ip link set eth0 arp off");
+    let shown = || scene.host.run("ip neigh show 172.32.0.10; ip -6 neigh show fd00:32::a");
+    let set = |mac: &str, state: &str| {
+        run(&format!(
+            "ip neigh replace 172.32.0.10 lladdr {mac} dev nb-test nud {state}
+             ip neigh replace fd00:32::a lladdr {mac} dev nb-test nud {state}"
+        ));
+        host::announce_endpoint(&spec).unwrap();
+        shown()
+    };
+    let other = "02:00:00:00:00:99";
+    assert_eq!(set(&spec.mac, "stale").matches(&spec.mac).count(), 2);
+    assert_eq!(set(other, "permanent").matches(other).count(), 2);
+    assert_eq!(set(other, "stale").matches(other).count(), 0);
+    // Packets wait for an answer: taking the entry away would fail them.
+    run("ip neigh flush nud all; ping -c1 -W1 172.32.0.10 || true");
+    assert!(shown().contains("INCOMPLETE"), "{}", shown());
+    host::announce_endpoint(&spec).unwrap();
+    assert!(shown().contains("INCOMPLETE"), "{}", shown());
+}
+
+#[test]
 fn an_endpoint_that_cannot_be_made_leaves_nothing() {
     let scene = Scene::new();
     host::create_bridge(&scene.bridge()).unwrap();

@@ -108,11 +108,11 @@ fn tell(netlink: &mut Rtnetlink, news: &Announcement) -> Result<()> {
     shout(&bridge, news)
 }
 
-/// Takes away what the host knows of the addresses; true if it did of any.
+/// Takes away what the host believes of the addresses, if it is another MAC; true if it was of any.
 fn forget(netlink: &mut Rtnetlink, bridge: &LinkInfo, news: &Announcement) -> Result<bool> {
     let mut was_known = false;
     for address in &news.addresses {
-        was_known |= neighbour::forget(netlink, bridge.ifindex, *address)?;
+        was_known |= neighbour::forget(netlink, bridge.ifindex, *address, news.mac)?;
     }
     Ok(was_known)
 }

@@ -11,21 +11,29 @@ use crate::{ErrorKind, Result, error::Context};
 
 const NDMSG: usize = 12;
 const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
 
-/// Takes away what the kernel has learned of an address on a device: its next packet asks anew. An entry
-/// that somebody set by hand stays. Answers whether there was one.
-pub fn forget(netlink: &mut Rtnetlink, ifindex: u32, neighbour: IpAddr) -> Result<bool> {
+/// Takes away a neighbour that the kernel believes at another MAC than `mac`: its next packet asks anew. An
+/// entry that somebody set by hand stays. So does one that is being asked for: packets wait on it, and
+/// would be answered "unreachable" (net/core/neighbour.c, neigh_delete and neigh_invalidate). Answers
+/// whether there was one.
+pub fn forget(
+    netlink: &mut Rtnetlink,
+    ifindex: u32,
+    neighbour: IpAddr,
+    mac: [u8; 6],
+) -> Result<bool> {
     let request = request(ifindex, neighbour);
-    let mut learned = false;
+    let mut is_elsewhere = false;
     // RTM_GETNEIGH of one entry is since Linux 5.0 (net/core/neighbour.c, neigh_get).
     let asked = netlink.raw().get(libc::RTM_GETNEIGH, &request, |message| {
-        learned |= state(message.payload).is_some_and(|state| state & libc::NUD_PERMANENT == 0);
+        is_elsewhere |= is_learned_elsewhere(message.payload, mac);
     });
     match asked {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         result => result.context(format_args!("looking for the neighbour {neighbour}"))?,
     }
-    if !learned {
+    if !is_elsewhere {
         return Ok(false);
     }
     match netlink.raw().execute(libc::RTM_DELNEIGH, 0, &request) {
@@ -47,8 +55,10 @@ fn request(ifindex: u32, neighbour: IpAddr) -> Vec<u8> {
     bytes
 }
 
-fn state(payload: &[u8]) -> Option<u16> {
-    // An answer without an address is none of ours.
-    Attributes::after(payload, NDMSG).find(NDA_DST)?;
-    payload.get(8..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
+fn is_learned_elsewhere(payload: &[u8], mac: [u8; 6]) -> bool {
+    let state = payload.get(8..).and_then(|rest| rest.first_chunk()).copied();
+    let is_fixed = u16::from_ne_bytes(state.unwrap_or_default()) & libc::NUD_PERMANENT != 0;
+    // Only an entry that is or was resolved has one.
+    let known = Attributes::after(payload, NDMSG).find(NDA_LLADDR);
+    !is_fixed && known.is_some_and(|known| known.value != mac)
 }
