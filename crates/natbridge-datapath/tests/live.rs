@@ -190,6 +190,8 @@ fn a_transfer_survives_on_off_reload_and_unload() {
         sleep(Duration::from_millis(200));
         let (again, adopted) = natbridge_datapath::fastpath::FastPath::load(&options).unwrap();
         assert!(adopted);
+        // As a daemon does that has judged the rules.
+        common::stand_for_the_rules(&again);
         loaded.as_mut().unwrap().fast_path = again;
     }
     sleep(Duration::from_millis(500));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::foreign::Foreign;
 use common::topology::{Topology, counters};
-use common::wire::in_namespace;
+use common::wire::{answer, in_namespace};
 use common::{Loaded, ifindex};
 use libbpf_sys::{BPF_F_AFTER, BPF_F_BEFORE, BPF_TCX_EGRESS, BPF_TCX_INGRESS};
 use natbridge_datapath::fastpath::{ForeignHook, ProgramWatch};
@@ -56,7 +56,10 @@ impl Bench {
         sink.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let before = counters(&self.loaded.fast_path, device).fast_packets;
         let mut buffer = [0; 64];
-        for _ in 0..BURST {
+        socket.send_to(&[1; 32], target).unwrap();
+        answer(&sink);
+        socket.recv(&mut buffer).unwrap();
+        for _ in 1..BURST {
             socket.send_to(&[1; 32], target).unwrap();
             sink.recv(&mut buffer).unwrap();
         }

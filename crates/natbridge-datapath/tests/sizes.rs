@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 
 use common::packet::{Packet, UDP};
 use common::topology::{SANDBOX_MAC, Topology, counters};
-use common::wire::{Wire, in_namespace, mac_of, tuple_of};
+use common::wire::{Wire, answer, in_namespace, mac_of, tuple_of};
 use common::{Loaded, run};
 use nix::libc;
 
@@ -93,12 +93,15 @@ fn nothing_leaves_that_is_larger_than_the_route_allows(fast: bool) {
         for (own, far) in [("172.32.0.10", "10.9.0.2"), ("fd00:32::10", "fd00:9::2")] {
             for mode in DISCOVERY {
                 loaded.fast_path.bump_generation();
-                let (_sink, socket) = (
+                let (sink, socket) = (
                     in_namespace(&topology.client, || UdpSocket::bind((far, PORT)).unwrap()),
                     in_namespace(&topology.web, || UdpSocket::bind((own, 0)).unwrap()),
                 );
                 set_discovery(&socket, own.contains(':'), mode);
                 socket.connect((far, PORT)).unwrap();
+                socket.send(&[1; 100]).unwrap();
+                answer(&sink);
+                socket.recv(&mut [0; 8]).unwrap();
                 client.receive();
                 let before = counters(&loaded.fast_path, "hv0");
                 let mut sent = 200;
@@ -135,7 +138,7 @@ fn trailers_do_not_leave(fast: bool) {
     topology.web.run("ping -c1 -W5 10.9.0.2; ping -c1 -W5 fd00:9::2");
     let (sandbox, client) = (Wire::open(&topology.web), Wire::open(&topology.client));
     for (own, far) in [("172.32.0.10", "10.9.0.2"), ("fd00:32::10", "fd00:9::2")] {
-        let _sink = in_namespace(&topology.client, || UdpSocket::bind((far, PORT)).unwrap());
+        let sink = in_namespace(&topology.client, || UdpSocket::bind((far, PORT)).unwrap());
         let packet = Packet {
             source_mac: SANDBOX_MAC,
             destination_mac: mac_of("br0"),
@@ -146,6 +149,8 @@ fn trailers_do_not_leave(fast: bool) {
         let frame = packet.bytes();
         let mut long = frame.clone();
         long.resize(1490, 0xee);
+        sandbox.send_plain(&frame);
+        answer(&sink);
         client.receive();
         let before = counters(&loaded.fast_path, "hv0");
         for _ in 0..200 {

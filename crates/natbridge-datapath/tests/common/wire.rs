@@ -18,6 +18,14 @@ const NEEDS_CHECKSUM: u8 = 1;
 /// For all frames of a test at once.
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 const PACKET_VNET_HDR: libc::c_int = 15;
+/// Answers the next datagram: only UDP that somebody answers is learned.
+pub fn answer(sink: &std::net::UdpSocket) {
+    sink.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    let mut buffer = [0; 2048];
+    let (_, from) = sink.recv_from(&mut buffer).unwrap();
+    sink.send_to(b"yes", from).unwrap();
+}
+
 /// Runs `work` on a thread in a namespace; what it opens stays there.
 pub fn in_namespace<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
