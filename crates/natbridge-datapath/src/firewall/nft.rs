@@ -4,7 +4,6 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
@@ -16,25 +15,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 /// # Errors
 /// `Unsupported` if nft is not installed; the kind that fits nft's own message otherwise.
 pub fn nft(arguments: &[&str]) -> Result<String> {
-    listing(arguments.contains(&"-j"), || {
-        run(Command::new("nft").args(arguments), "nft", "nftables", None)
-    })
-}
-
-/// How often a listing is tried, and the pause between two tries.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(3);
-
-/// nft 1.0.6 breaks off, and calls it success, if the ruleset changes while it makes a listing in JSON.
-fn listing(json: bool, list: impl Fn() -> Result<String>) -> Result<String> {
-    for _ in 0..TRIES {
-        let text = list()?;
-        if !json || text.trim_end().ends_with("]}") {
-            return Ok(text);
-        }
-        thread::sleep(PAUSE);
-    }
-    Err(Error::new(ErrorKind::Busy, "the ruleset changed whenever nft began to list it"))
+    run(Command::new("nft").args(arguments), "nft", "nftables", None)
 }
 
 /// Commits a script as one transaction.
@@ -60,9 +41,7 @@ pub fn commit_json(commands: &Value) -> Result<()> {
 /// As [`nft`].
 pub fn query_json(command: &Value) -> Result<String> {
     let script = command.to_string();
-    listing(true, || {
-        run(Command::new("nft").args(["-j", "-f", "-"]), "nft", "nftables", Some(&script))
-    })
+    run(Command::new("nft").args(["-j", "-f", "-"]), "nft", "nftables", Some(&script))
 }
 
 /// Loads a script in a network namespace of its own and answers how nft lists the table there.

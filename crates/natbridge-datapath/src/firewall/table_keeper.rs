@@ -19,22 +19,18 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::{accepts, apply, stand_in};
 use crate::Result;
 use crate::error::Context;
+use crate::host::NftTable;
 use crate::host::netlink::{Message, messages};
+use crate::host::nftables::{NFGENMSG, NFNLGRP_NFTABLES, message_kind};
 use crate::host::nla::Attributes;
 
-/// linux/netfilter/nfnetlink.h and nf_tables.h
-const NFNLGRP_NFTABLES: u32 = 7;
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_DELTABLE: u16 = 2;
-const NFT_MSG_NEWCHAIN: u16 = 3;
-const NFT_MSG_DELRULE: u16 = 8;
+/// linux/netfilter/nf_tables.h.
+const NFT_MSG_DELTABLE: u16 = message_kind(2);
+const NFT_MSG_NEWCHAIN: u16 = message_kind(3);
+const NFT_MSG_DELRULE: u16 = message_kind(8);
 const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NF_INET_FORWARD: u32 = 2;
-/// The name of the table, in chains and rules too (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE).
-const NFTA_TABLE: u16 = 1;
-const NFGENMSG: usize = 4;
-const NFPROTO_INET: u8 = 1;
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 const MESSAGE_BUFFER: usize = 64 * 1024;
 
@@ -136,11 +132,10 @@ fn read(socket: &Socket) -> Option<Loss> {
 
 impl Loss {
     fn add(&mut self, message: Message<'_>) {
-        let is = |kind| message.kind == NFNL_SUBSYS_NFTABLES << 8 | kind;
+        let is = |kind| message.kind == kind;
         let attributes = Attributes::after(message.payload, NFGENMSG);
-        let ours = message.payload.first() == Some(&NFPROTO_INET)
-            && attributes.find(NFTA_TABLE).is_some_and(|name| name.text() == "natbridge");
-        if ours {
+        let table = NftTable::parse(message);
+        if table.is_some_and(|table| (table.family, table.name.as_str()) == ("inet", "natbridge")) {
             self.table |= is(NFT_MSG_DELTABLE) || is(NFT_MSG_DELRULE);
         } else if is(NFT_MSG_NEWCHAIN) {
             // A foreign forward chain is new, or has another policy.

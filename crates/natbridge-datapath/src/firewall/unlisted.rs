@@ -8,15 +8,13 @@ use serde_json::{Value, json};
 
 use crate::error::{Context, Result};
 use crate::host::netlink::{Message, Netlink};
+use crate::host::nftables::{NFGENMSG, family_of, message_kind};
 use crate::host::nla::{Attribute, Attributes};
 
-/// linux/netfilter/nfnetlink.h and nf_tables.h.
-const NFNL_SUBSYS_NFTABLES: u16 = 10 << 8;
-const NFT_MSG_GETCHAIN: u16 = NFNL_SUBSYS_NFTABLES | 4;
-const NFT_MSG_GETRULE: u16 = NFNL_SUBSYS_NFTABLES | 7;
-const NFT_MSG_GETSET: u16 = NFNL_SUBSYS_NFTABLES | 10;
-/// `struct nfgenmsg`.
-const NFGENMSG: usize = 4;
+/// linux/netfilter/nf_tables.h.
+const NFT_MSG_GETCHAIN: u16 = message_kind(4);
+const NFT_MSG_GETRULE: u16 = message_kind(7);
+const NFT_MSG_GETSET: u16 = message_kind(10);
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
@@ -288,23 +286,8 @@ fn dump<K: std::hash::Hash + Eq, V>(
     // Of every family, in the first version of the protocol.
     let header = [0; NFGENMSG];
     let objects = netlink.dump(request, &header, |message: Message<'_>| {
-        let Some(family) = message.payload.first().and_then(|number| family(*number)) else {
-            return Ok(None);
-        };
+        let Some(family) = family_of(message.payload) else { return Ok(None) };
         Ok(parse(family, Attributes::after(message.payload, NFGENMSG)))
     })?;
     Ok(objects.into_iter().collect())
-}
-
-/// NFPROTO_* (linux/netfilter.h) as nft says it.
-fn family(number: u8) -> Option<&'static str> {
-    match number {
-        1 => Some("inet"),
-        2 => Some("ip"),
-        3 => Some("arp"),
-        5 => Some("netdev"),
-        7 => Some("bridge"),
-        10 => Some("ip6"),
-        _ => None,
-    }
 }

@@ -12,7 +12,7 @@ mod names;
 mod namespace;
 mod neighbour;
 pub(crate) mod netlink;
-mod nftables;
+pub(crate) mod nftables;
 pub(crate) mod nla;
 mod packet_routing;
 mod qdisc;

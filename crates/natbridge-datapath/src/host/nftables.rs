@@ -10,18 +10,32 @@ use crate::firewall::STAND_IN_PREFIX;
 use crate::{ErrorKind, Result, error::Context};
 
 /// linux/netfilter/nfnetlink.h and nf_tables.h.
+pub const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_NEWTABLE: u8 = 0;
 const NFT_MSG_GETTABLE: u8 = 1;
 const NFT_MSG_NEWSETELEM: u8 = 12;
 const NFT_MSG_DELSETELEM: u8 = 14;
 const NFT_MSG_NEWGEN: u8 = 15;
-const NFGENMSG: usize = 4;
+/// Size of `struct nfgenmsg`.
+pub const NFGENMSG: usize = 4;
 /// NFTA_TABLE_NAME, and the same number in every kind of message: the table it is about.
 const NFTA_TABLE: u16 = 1;
 
+/// NFPROTO_* (linux/netfilter.h) and nft's words for them.
 const FAMILIES: [(u8, &str); 6] =
     [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
+
+/// The type of a netlink message of nf_tables: `number` is an NFT_MSG_*.
+pub const fn message_kind(number: u8) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | number as u16
+}
+
+/// The family that a message is about, as nft says it.
+pub fn family_of(payload: &[u8]) -> Option<&'static str> {
+    let number = payload.first()?;
+    FAMILIES.iter().find(|(family, _)| family == number).map(|(_, name)| *name)
+}
 const OWN_FAMILY: &str = "inet";
 const OWN_NAME: &str = "natbridge";
 
@@ -34,9 +48,9 @@ pub struct NftTable {
 }
 
 impl NftTable {
-    fn parse(message: Message<'_>) -> Option<Self> {
-        let number = message.payload.first()?;
-        let (_, family) = FAMILIES.iter().find(|(family, _)| family == number)?;
+    /// The table that a message is about.
+    pub fn parse(message: Message<'_>) -> Option<Self> {
+        let family = family_of(message.payload)?;
         let name = Attributes::after(message.payload, NFGENMSG).find(NFTA_TABLE)?.text();
         Some(Self { family, name })
     }
@@ -61,7 +75,7 @@ pub fn list_nft_tables() -> Result<Vec<NftTable>> {
         Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(Vec::new()),
         opened => opened?,
     };
-    let kind = NFNL_SUBSYS_NFTABLES << 8 | u16::from(NFT_MSG_GETTABLE);
+    let kind = message_kind(NFT_MSG_GETTABLE);
     netlink
         .dump(kind, &[0; NFGENMSG], |message| {
             let is_table = number_of(message.kind) == Some(NFT_MSG_NEWTABLE);
@@ -92,7 +106,7 @@ mod tests {
     fn kind(number: u8, family: u8, table: &[u8]) -> Option<HostEventKind> {
         let mut payload = vec![family, 0, 0, 0];
         super::super::nla::push(&mut payload, NFTA_TABLE, table);
-        let kind = NFNL_SUBSYS_NFTABLES << 8 | u16::from(number);
+        let kind = message_kind(number);
         event_kind(Message { kind, flags: 0, sequence: 0, payload: &payload })
     }
 

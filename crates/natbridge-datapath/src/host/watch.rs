@@ -20,7 +20,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::names::Names;
 use super::netlink::{Message, Netlink, messages};
-use super::nftables;
+use super::nftables::{self, NFNLGRP_NFTABLES};
 use super::nla::Attributes;
 use super::xtables::LegacyWatch;
 use crate::{Result, error::Context};
@@ -35,8 +35,6 @@ const MESSAGE_BUFFER: usize = 64 * 1024;
 /// Endpoints can make up neighbours: the memory for them is bounded.
 const NEIGHBOURS_MAX: usize = 65_536;
 
-/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
-const NFNLGRP_NFTABLES: u32 = 7;
 /// XFRMNLGRP_POLICY (linux/xfrm.h).
 const XFRMNLGRP_POLICY: u32 = 4;
 const ROUTE_GROUPS: [u32; 9] = [
