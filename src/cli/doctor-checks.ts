@@ -145,10 +145,8 @@ export function checkSettings(datapath: Datapath): Finding[] {
 
 /** Forward chains with policy drop, and rules that must see every packet. */
 export async function checkFirewall(datapath: Datapath): Promise<Finding[]> {
-  const foreign = await datapath.readForeignRuleset();
-  const dropping = baseChains(parseRuleset(foreign), "forward").filter(
-    ({ base }) => base.policy === "drop",
-  );
+  const ruleset = parseRuleset(await datapath.readForeignRuleset());
+  const dropping = baseChains(ruleset, "forward").filter(({ base }) => base.policy === "drop");
   const findings = dropping.map(({ chain }) =>
     finding(
       "forward policy",
@@ -156,7 +154,7 @@ export async function checkFirewall(datapath: Datapath): Promise<Finding[]> {
       `${chain.name} drops what nothing accepts; the daemon adds one tagged accept for its own bridges`,
     ),
   );
-  for (const { where, rule, reason } of findMeters(foreign)) {
+  for (const { where, rule, reason } of findMeters(ruleset)) {
     findings.push(
       finding(
         "metering rule",

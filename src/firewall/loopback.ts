@@ -8,14 +8,7 @@ import { matchOne, matchRule, valuesOf } from "./evaluate.ts";
 import { at, isObject, type Json, type JsonObject } from "./json.ts";
 import { and, type PacketFacts } from "./packet.ts";
 import { renderRule } from "./render.ts";
-import {
-  type BaseChain,
-  baseChains,
-  type Chain,
-  parseRuleset,
-  type Rule,
-  type Ruleset,
-} from "./ruleset.ts";
+import { type BaseChain, baseChains, type Chain, type Rule, type Ruleset } from "./ruleset.ts";
 
 export interface LoopbackPort {
   family: "ipv4" | "ipv6";
@@ -48,15 +41,11 @@ const hooks: { hook: string; input: string | null; output: string | null }[] = [
 ];
 
 /**
- * Reads the rules and answers the judge of ports.
+ * Answers the judge of ports.
  *
  * @param local The host's addresses other than loopback, which the hook serves as well.
  */
-export function analyseLoopback(
-  foreign: { nft: string; legacy: string },
-  local: string[] = [],
-): LoopbackAnalysis {
-  const ruleset = parseRuleset(foreign);
+export function analyseLoopback(ruleset: Ruleset, local: string[] = []): LoopbackAnalysis {
   const boundaries = portBoundaries(ruleset);
   const judged = new Map<string, LoopbackVerdict>();
   return (port) => {

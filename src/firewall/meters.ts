@@ -11,7 +11,7 @@ import { at, isObject, type Json, type JsonObject } from "./json.ts";
 import { MarkKeeping } from "./marks.ts";
 import { and, type PacketFacts } from "./packet.ts";
 import { renderRule } from "./render.ts";
-import { type BaseChain, type Chain, parseRuleset, type Rule, type Ruleset } from "./ruleset.ts";
+import type { BaseChain, Chain, Rule, Ruleset } from "./ruleset.ts";
 import { logTargets } from "./xtables.ts";
 
 export interface Meter {
@@ -38,8 +38,7 @@ const hooks = new Set(["prerouting", "forward", "postrouting", "ingress", "egres
 const conntrackPriority = -200;
 
 /** Finds them all on the forwarding path. */
-export function findMeters(foreign: { nft: string; legacy: string }): Meter[] {
-  const ruleset = parseRuleset(foreign);
+export function findMeters(ruleset: Ruleset): Meter[] {
   const search = new Search(ruleset);
   if (!search.anyReason()) return [];
   for (const chain of ruleset.chains.values()) {

@@ -2,6 +2,7 @@
 import type { Datapath, LinkInfo } from "../datapath/types.ts";
 import { analyseLoopback, type LoopbackAnalysis } from "../firewall/loopback.ts";
 import { findMeters } from "../firewall/meters.ts";
+import { parseRuleset } from "../firewall/ruleset.ts";
 import { addressOf, isLoopback } from "./addresses.ts";
 import type { DatapathStatus } from "./datapath-status.ts";
 import { localAddresses } from "./host.ts";
@@ -76,9 +77,10 @@ export async function readPolicy(
     datapath.listPacketRouting(),
   ]);
   const addresses = servedAddresses(links);
+  const ruleset = parseRuleset(foreign);
   const hindrances: Hindrance[] = [
     ...queueing(links),
-    ...findMeters(foreign),
+    ...findMeters(ruleset),
     ...(await programs(datapath, links)),
   ];
   for (const rule of routing)
@@ -96,7 +98,7 @@ export async function readPolicy(
       hindrances,
       host: !places.has("host"),
       devices: places,
-      loopback: analyseLoopback(foreign, addresses),
+      loopback: analyseLoopback(ruleset, addresses),
       localAddresses: addresses,
     },
   };

@@ -10,14 +10,12 @@ import { type NewEvent, type Repair, repairEvents } from "./event-log.ts";
 import { servedAddresses } from "./fast-path-policy.ts";
 import { type BridgeFiltering, bridgeFiltering, findUplinks, localAddresses } from "./host.ts";
 import type { EndpointRecord, SandboxRecord } from "./records.ts";
+import { repairEndpoint, repairNetwork, repairRoutes } from "./repairs.ts";
 import { type Found, findAll, whereaboutsOf } from "./sandbox-upkeep.ts";
 import { clearNoted } from "./stale-note.ts";
 import { compareStates, type State } from "./state.ts";
 import {
-  bridgeSpec,
-  defaultRoutes,
   endpointAlias,
-  endpointSpec,
   firewallSpec,
   holderBindings,
   networkAlias,
@@ -131,15 +129,10 @@ class Reconciliation {
 
   async #bridges(): Promise<void> {
     const { state, options } = this.#core;
-    for (const network of state.network.values()) {
-      const spec = bridgeSpec(network);
-      if (!spec) continue;
+    for (const network of state.network.values())
       await this.#attemptFor("network", network, async () => {
-        const { id, name } = network;
-        for (const what of await options.datapath.ensureBridge(spec))
-          this.#mended(`network ${name}: ${what}`, { kind: "network", id, name });
+        this.#repairs.push(...(await repairNetwork(options.datapath, network)));
       });
-    }
   }
 
   async #sandboxes(): Promise<void> {
@@ -240,12 +233,9 @@ class Reconciliation {
 
   async #mendEndpoint(endpoint: EndpointRecord, filtering: BridgeFiltering): Promise<void> {
     const { state, options } = this.#core;
-    const spec = endpointSpec(state, endpoint, filtering);
-    const mended = await options.datapath.ensureEndpoint(spec);
-    if (mended.length > 0) this.#mendedSandboxes.add(endpoint.sandboxId);
-    const { id, name } = endpoint;
-    for (const what of mended)
-      this.#mended(`endpoint ${name}: ${what}`, { kind: "endpoint", id, name });
+    const repairs = await repairEndpoint(options.datapath, state, endpoint, filtering);
+    if (repairs.length > 0) this.#mendedSandboxes.add(endpoint.sandboxId);
+    this.#repairs.push(...repairs);
   }
 
   async #sandboxRoutes(): Promise<void> {
@@ -253,10 +243,8 @@ class Reconciliation {
     for (const id of this.#mendedSandboxes) {
       const sandbox = state.sandbox.expect(id);
       if (sandbox.lostSince !== null) continue;
-      const { name, netns } = sandbox;
-      await this.#attempt(`default routes of sandbox ${name}`, async () => {
-        for (const what of await options.datapath.setDefaultRoutes(netns, defaultRoutes(state, id)))
-          this.#mended(`sandbox ${name}: ${what}`, { kind: "sandbox", id, name });
+      await this.#attempt(`default routes of sandbox ${sandbox.name}`, async () => {
+        this.#repairs.push(...(await repairRoutes(options.datapath, state, sandbox)));
       });
     }
   }

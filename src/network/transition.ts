@@ -11,6 +11,7 @@ import type { Mend } from "./changes.ts";
 import type { Repair } from "./event-log.ts";
 import type { BridgeFiltering } from "./host.ts";
 import type { EndpointRecord } from "./records.ts";
+import { repairEndpoint, repairNetwork, repairRoutes } from "./repairs.ts";
 import { givenUp, reservationOf } from "./reservations.ts";
 import { type StaleEntries, staleEntries } from "./stale-entries.ts";
 import type { State, StateDifference } from "./state.ts";
@@ -97,19 +98,11 @@ async function mendEndpoints(
   const sandboxes = new Set<string>();
   for (const endpoint of after.endpoint.values()) {
     if (!endpoints.has(endpoint.id)) continue;
-    const { id, name, sandboxId } = endpoint;
-    for (const what of await datapath.ensureEndpoint(endpointSpec(after, endpoint, filtering)))
-      repairs.push({
-        message: `endpoint ${name}: ${what}`,
-        object: { kind: "endpoint", id, name },
-      });
-    sandboxes.add(sandboxId);
+    repairs.push(...(await repairEndpoint(datapath, after, endpoint, filtering)));
+    sandboxes.add(endpoint.sandboxId);
   }
-  for (const sandboxId of sandboxes) {
-    const { id, name, netns } = after.sandbox.expect(sandboxId);
-    for (const what of await datapath.setDefaultRoutes(netns, defaultRoutes(after, id)))
-      repairs.push({ message: `sandbox ${name}: ${what}`, object: { kind: "sandbox", id, name } });
-  }
+  for (const id of sandboxes)
+    repairs.push(...(await repairRoutes(datapath, after, after.sandbox.expect(id))));
   return repairs;
 }
 
@@ -119,13 +112,8 @@ async function mendNetworks(
   networks: Set<string>,
 ): Promise<Repair[]> {
   const repairs: Repair[] = [];
-  for (const network of after.network.values()) {
-    const spec = networks.has(network.id) ? bridgeSpec(network) : null;
-    if (!spec) continue;
-    const { id, name } = network;
-    for (const what of await datapath.ensureBridge(spec))
-      repairs.push({ message: `network ${name}: ${what}`, object: { kind: "network", id, name } });
-  }
+  for (const network of after.network.values())
+    if (networks.has(network.id)) repairs.push(...(await repairNetwork(datapath, network)));
   return repairs;
 }
 

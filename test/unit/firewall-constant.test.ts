@@ -1,6 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { findMeters } from "../../src/firewall/meters.ts";
+import { parseRuleset } from "../../src/firewall/ruleset.ts";
 
 const test = suite("firewall: what is constant");
 
@@ -41,7 +42,7 @@ function listing({ hook, sets = [], rules, chains = {}, unlisted }: Listing): st
 }
 
 function reasons(what: Listing): string[] {
-  return findMeters({ nft: listing(what), legacy: "" }).map(({ reason }) => reason);
+  return findMeters(parseRuleset({ nft: listing(what), legacy: "" })).map(({ reason }) => reason);
 }
 
 const set = (name: string, body: object = {}): object => ({
@@ -218,19 +219,25 @@ for (const [what, rules] of Object.entries(harmless))
 
 test("a chain, or a rule, of several devices hinders on each", () => {
   const netdev = { family: "netdev", hook: "ingress", dev: ["eth0", "eth1"] };
-  const found = findMeters({ nft: listing({ hook: netdev, rules: [[limit, drop]] }), legacy: "" });
+  const found = findMeters(
+    parseRuleset({ nft: listing({ hook: netdev, rules: [[limit, drop]] }), legacy: "" }),
+  );
   assert.equal(
     found.map(({ where }) => where),
     ["eth0", "eth1"],
   );
   const names = match({ meta: { key: "iifname" } }, { set: ["eth2", "eth3"] });
-  const both = findMeters({ nft: listing({ rules: [[names, limit, drop]] }), legacy: "" });
+  const both = findMeters(
+    parseRuleset({ nft: listing({ rules: [[names, limit, drop]] }), legacy: "" }),
+  );
   assert.equal(
     both.map(({ where }) => where),
     ["eth2", "eth3"],
   );
   const wild = { ...netdev, dev: ["eth*"] };
-  const all = findMeters({ nft: listing({ hook: wild, rules: [[limit, drop]] }), legacy: "" });
+  const all = findMeters(
+    parseRuleset({ nft: listing({ hook: wild, rules: [[limit, drop]] }), legacy: "" }),
+  );
   assert.equal(
     all.map(({ where }) => where),
     ["host"],
@@ -291,7 +298,9 @@ test("iptables' tcp match is read from the kernel's bytes", () => {
 
 function legacy(...rules: string[]): string[] {
   const saved = ["# iptables-legacy", "*filter", ":FORWARD ACCEPT [0:0]", ...rules, "COMMIT"];
-  return findMeters({ nft: '{"nftables":[]}', legacy: saved.join("\n") }).map(({ rule }) => rule);
+  return findMeters(parseRuleset({ nft: '{"nftables":[]}', legacy: saved.join("\n") })).map(
+    ({ rule }) => rule,
+  );
 }
 
 for (const rule of [
@@ -336,7 +345,7 @@ test("eight thousand rules are judged in no time", () => {
   // The best of three: other tests share the processor.
   for (let turn = 0; turn < 3; turn += 1) {
     const before = process.cpuUsage();
-    assert.is(findMeters({ nft, legacy: "" }).length, 1);
+    assert.is(findMeters(parseRuleset({ nft, legacy: "" })).length, 1);
     const { user, system } = process.cpuUsage(before);
     milliseconds = Math.min(milliseconds, (user + system) / 1000);
   }

@@ -1,6 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { analyseLoopback, type LoopbackVerdict } from "../../src/firewall/loopback.ts";
+import { parseRuleset } from "../../src/firewall/ruleset.ts";
 
 const test = suite("firewall: loopback and what is not known");
 
@@ -26,7 +27,7 @@ function judged({ hook, rules, unlisted, sets = [] }: Rules): LoopbackVerdict {
     rule: { family: chain.family, table: "t", chain: "c", expr, unlisted },
   }));
   const nft = JSON.stringify({ nftables: [...sets, { chain }, ...listed] });
-  const judge = analyseLoopback({ nft, legacy: "" });
+  const judge = analyseLoopback(parseRuleset({ nft, legacy: "" }));
   return judge({ family: "ipv4", protocol: "tcp", port: 8080 });
 }
 

@@ -1,6 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { analyseLoopback, type LoopbackPort } from "../../src/firewall/loopback.ts";
+import { parseRuleset } from "../../src/firewall/ruleset.ts";
 import { listed, saved } from "./firewall-fixtures.ts";
 
 const test = suite("firewall: loopback");
@@ -19,7 +20,7 @@ const everywhere = ["ipv4 tcp 8080", "ipv4 udp 53", "ipv6 tcp 8080", "ipv6 udp 5
 
 for (const name of ["docker-28", "ufw", "firewalld", "libvirt", "meters"]) {
   test(`${name} hinders nothing`, () => {
-    const judge = analyseLoopback(listed(name));
+    const judge = analyseLoopback(parseRuleset(listed(name)));
     // The meters' drop chains are for forwarding, but for one rule on input.
     const limited = name === "meters";
     for (const text of everywhere) {
@@ -75,7 +76,7 @@ const cases: { name: string; free: string[]; hindered: [string, string][] }[] = 
 
 for (const { name, free, hindered } of cases) {
   test(name, () => {
-    const judge = analyseLoopback(listed(name));
+    const judge = analyseLoopback(parseRuleset(listed(name)));
     for (const text of free) {
       assert.equal(judge(port(text)), { hindered: false, rule: "", reason: "" }, text);
     }
@@ -89,7 +90,7 @@ for (const { name, free, hindered } of cases) {
 }
 
 test("iptables-legacy, both families", () => {
-  const judge = analyseLoopback(saved("legacy"));
+  const judge = analyseLoopback(parseRuleset(saved("legacy")));
   for (const text of [
     "ipv4 tcp 8081",
     "ipv6 tcp 8080",
@@ -126,7 +127,7 @@ test("a thousand ports against a thousand rules take no time", () => {
     "-A INPUT -i lo -j ACCEPT",
   ].join("\n");
   const begun = performance.now();
-  const judge = analyseLoopback({ nft: '{"nftables":[]}', legacy });
+  const judge = analyseLoopback(parseRuleset({ nft: '{"nftables":[]}', legacy }));
   let hindered = 0;
   for (let number = 29500; number < 30500; number += 1) {
     if (judge({ family: "ipv4", protocol: "tcp", port: number }).hindered) hindered += 1;
@@ -163,7 +164,10 @@ for (const { what, priority, daddr, port, hindered } of [
   },
 ])
   test(`a rule on one of the host's addresses, ${what}: ${hindered}`, () => {
-    const judge = analyseLoopback(localRule(priority, daddr), ["198.51.100.1", "203.0.113.1"]);
+    const judge = analyseLoopback(parseRuleset(localRule(priority, daddr)), [
+      "198.51.100.1",
+      "203.0.113.1",
+    ]);
     assert.is(judge({ family: "ipv4", protocol: "tcp", port }).hindered, hindered);
   });
 

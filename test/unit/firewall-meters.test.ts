@@ -1,6 +1,7 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { findMeters } from "../../src/firewall/meters.ts";
+import { parseRuleset } from "../../src/firewall/ruleset.ts";
 import { listed, saved } from "./firewall-fixtures.ts";
 
 const test = suite("firewall: meters");
@@ -14,18 +15,18 @@ for (const name of [
   "loopback-sets",
 ]) {
   test(`${name} has none`, () => {
-    assert.equal(findMeters(listed(name)), []);
+    assert.equal(findMeters(parseRuleset(listed(name))), []);
   });
 }
 
 for (const name of ["docker-20", "kube-proxy", "ufw-route-limit"])
   test(`${name} has none, by iptables-nft and by iptables-legacy`, () => {
-    assert.equal(findMeters(listed(name)), []);
-    assert.equal(findMeters(saved(name)), []);
+    assert.equal(findMeters(parseRuleset(listed(name))), []);
+    assert.equal(findMeters(parseRuleset(saved(name))), []);
   });
 
 test("each kind is found once, where it works", () => {
-  const found = findMeters(listed("meters")).map(
+  const found = findMeters(parseRuleset(listed("meters"))).map(
     ({ where, rule, reason }) => `${where} | ${rule} | ${reason}`,
   );
   assert.equal(found, [
@@ -120,22 +121,24 @@ for (const { what, is, expressions } of conditions)
     const chain = { family: "ip", table: "t", name: "c", type: "filter", hook: "forward", prio: 0 };
     const rule = { family: "ip", table: "t", chain: "c", expr: [...expressions, { drop: null }] };
     const nft = JSON.stringify({ nftables: [{ chain: { ...chain, policy: "accept" } }, { rule }] });
-    assert.is(findMeters({ nft, legacy: "" }).length, is ? 1 : 0);
+    assert.is(findMeters(parseRuleset({ nft, legacy: "" })).length, is ? 1 : 0);
   });
 
 test("legacy rules are quoted as they were saved, for both families", () => {
   const hashlimit =
     "filter FORWARD: -A FORWARD -i eth0 -m hashlimit --hashlimit-upto 100/sec --hashlimit-burst 5 --hashlimit-name x -j ACCEPT";
-  assert.equal(findMeters(saved("legacy")), [
+  assert.equal(findMeters(parseRuleset(saved("legacy"))), [
     { where: "eth0", rule: `iptables-legacy ${hashlimit}`, reason: "it limits a rate" },
     { where: "eth0", rule: `ip6tables-legacy ${hashlimit}`, reason: "it limits a rate" },
   ]);
 });
 
 test("an empty ruleset has none, a torn listing is refused", () => {
-  assert.equal(findMeters({ nft: '{"nftables":[]}', legacy: "" }), []);
-  assert.throws(() => findMeters({ nft: "{", legacy: "" }));
-  assert.throws(() => findMeters({ nft: '{"nftables":[{"chain":{"name":1}}]}', legacy: "" }));
+  assert.equal(findMeters(parseRuleset({ nft: '{"nftables":[]}', legacy: "" })), []);
+  assert.throws(() => findMeters(parseRuleset({ nft: "{", legacy: "" })));
+  assert.throws(() =>
+    findMeters(parseRuleset({ nft: '{"nftables":[{"chain":{"name":1}}]}', legacy: "" })),
+  );
 });
 
 test.run();

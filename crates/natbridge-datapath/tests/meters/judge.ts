@@ -3,8 +3,11 @@
 import { createInterface } from "node:readline";
 import { z } from "zod";
 import { findMeters } from "../../../../src/firewall/meters.ts";
+import { parseRuleset } from "../../../../src/firewall/ruleset.ts";
 
 const question = z.object({ nft: z.string(), legacy: z.string() });
 
 for await (const line of createInterface({ input: process.stdin }))
-  process.stdout.write(`${JSON.stringify(findMeters(question.parse(JSON.parse(line))))}\n`);
+  process.stdout.write(
+    `${JSON.stringify(findMeters(parseRuleset(question.parse(JSON.parse(line)))))}\n`,
+  );
