@@ -152,14 +152,8 @@ static __always_inline int store_partner(const struct nb_lesson *lesson, struct 
 	tuple_invert(&stub->path.translated, &lesson->note->key.tuple);
 	stub->learned = 0;
 	stub->reply = !lesson->connection->direction;
-	if (stub->seeded) {
-		if (stub->reply)
-			read_side(&stub->side, &lesson->entry->proto.tcp.seen[1],
-				  &lesson->entry->proto.tcp.seen[0]);
-		else
-			read_side(&stub->side, &lesson->entry->proto.tcp.seen[0],
-				  &lesson->entry->proto.tcp.seen[1]);
-	}
+	if (stub->seeded)
+		read_side(&stub->side, lesson->entry, stub->reply);
 	if (!insert_flow(&key, stub))
 		return 0;
 	/* Left of another connection, or of another way of this one. */
@@ -178,12 +172,7 @@ static __always_inline void seed_from_conntrack(const struct nb_lesson *lesson,
 	flow->seeded = flow->trusted;
 	flow->liberal = lesson->connection->liberal;
 	/* The scale is never out of date, and an entry that is liberal has nothing else to tell. */
-	if (flow->reply)
-		read_side(&flow->side, &lesson->entry->proto.tcp.seen[1],
-			  &lesson->entry->proto.tcp.seen[0]);
-	else
-		read_side(&flow->side, &lesson->entry->proto.tcp.seen[0],
-			  &lesson->entry->proto.tcp.seen[1]);
+	read_side(&flow->side, lesson->entry, flow->reply);
 }
 
 /* Stores a flow for the first time; 0 or why not (enum nb_event). `fresh` has its path. */
@@ -277,17 +266,8 @@ static __always_inline void prepare_tcp(const struct nb_lesson *lesson, struct n
 	flow->liberal = 1;
 	partner->liberal = 1;
 	if (!flow->used) {
-		if (flow->reply) {
-			merge_side(&flow->side, &lesson->entry->proto.tcp.seen[1],
-				   &lesson->entry->proto.tcp.seen[0]);
-			merge_side(&partner->side, &lesson->entry->proto.tcp.seen[0],
-				   &lesson->entry->proto.tcp.seen[1]);
-		} else {
-			merge_side(&flow->side, &lesson->entry->proto.tcp.seen[0],
-				   &lesson->entry->proto.tcp.seen[1]);
-			merge_side(&partner->side, &lesson->entry->proto.tcp.seen[1],
-				   &lesson->entry->proto.tcp.seen[0]);
-		}
+		merge_side(&flow->side, lesson->entry, flow->reply);
+		merge_side(&partner->side, lesson->entry, !flow->reply);
 	}
 	ask_for_liberal(lesson, flow);
 }

@@ -16,8 +16,8 @@
 #define NB_OLD_ACK (1U << 30)
 
 /* The sides' numbers as conntrack has them: a window's end is noted with whom it binds. */
-static __always_inline void read_side(struct nb_tcp_side *side, struct ip_ct_tcp_state *own,
-				      struct ip_ct_tcp_state *other)
+static __always_inline void read_states(struct nb_tcp_side *side, struct ip_ct_tcp_state *own,
+					struct ip_ct_tcp_state *other)
 {
 	side->end = BPF_CORE_READ(own, td_end);
 	side->ack = BPF_CORE_READ(own, td_maxack);
@@ -27,13 +27,21 @@ static __always_inline void read_side(struct nb_tcp_side *side, struct ip_ct_tcp
 	side->peer_window = BPF_CORE_READ(other, td_maxwin);
 }
 
+/* What conntrack knows of a direction. An index that varies can't be relocated (CO-RE). */
+static __always_inline void read_side(struct nb_tcp_side *side, struct nf_conn *entry, bool reply)
+{
+	if (reply)
+		read_states(side, &entry->proto.tcp.seen[1], &entry->proto.tcp.seen[0]);
+	else
+		read_states(side, &entry->proto.tcp.seen[0], &entry->proto.tcp.seen[1]);
+}
+
 /* Takes over what conntrack has seen and ingress has not. Only while conntrack sees all. */
-static __always_inline void merge_side(struct nb_tcp_side *side, struct ip_ct_tcp_state *own,
-				       struct ip_ct_tcp_state *other)
+static __always_inline void merge_side(struct nb_tcp_side *side, struct nf_conn *entry, bool reply)
 {
 	struct nb_tcp_side theirs = {};
 
-	read_side(&theirs, own, other);
+	read_side(&theirs, entry, reply);
 	if (sequence_after(theirs.end, side->end))
 		side->end = theirs.end;
 	if (sequence_after(theirs.ack, side->ack))
