@@ -5,5 +5,6 @@ pub mod error;
 pub mod fastpath;
 pub mod firewall;
 pub mod host;
+mod worker;
 
 pub use error::{Error, ErrorKind, Result};

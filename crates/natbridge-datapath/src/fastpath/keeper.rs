@@ -3,14 +3,12 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
 use super::abi::{nb_flow, nb_flow_key, nb_request, nb_request_kind, nb_tuple, value_of};
 use super::flow::{FlowTuple, monotonic};
@@ -19,6 +17,7 @@ use super::presence::Presence;
 use super::table::Table;
 use crate::error::{Context, Result};
 use crate::host::{ConntrackEntries, Tuple};
+use crate::worker::Worker;
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// A flow without packets for this long is looked at.
@@ -29,8 +28,7 @@ const IDLE_IN_NEED: Duration = Duration::from_secs(2);
 /// The running thread; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Keeper {
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Worker,
 }
 
 impl Keeper {
@@ -39,32 +37,15 @@ impl Keeper {
     /// # Errors
     /// `unsupported` on a kernel without ctnetlink.
     pub fn start(pins: &Pins) -> Result<Self> {
-        let stop = Arc::new(
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .context("making an eventfd")?,
-        );
         let requests = pins.open_map("requests")?;
         let mut sweeper = Sweeper::open(pins)?;
         let mut entries = ConntrackEntries::open()?;
-        let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name("natbridge-keeper".to_owned())
-            .spawn(move || {
-                if let Ok(ring) = serve(&requests, &mut entries) {
-                    run(&ring, &stopped, &mut sweeper);
-                }
-            })
-            .context("starting the keeping thread")?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let worker = Worker::start("natbridge-keeper", move |stop| {
+            if let Ok(ring) = serve(&requests, &mut entries) {
+                run(&ring, stop, &mut sweeper);
+            }
+        })?;
+        Ok(Self { _worker: worker })
     }
 }
 

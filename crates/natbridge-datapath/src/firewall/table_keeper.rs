@@ -5,24 +5,21 @@
 //! reconciles.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::eventfd::EventFd;
 
 use super::{accepts, apply, stand_in};
 use crate::Result;
-use crate::error::Context;
 use crate::host::NftTable;
-use crate::host::netlink::{Message, messages};
+use crate::host::netlink::{Message, messages, subscribe};
 use crate::host::nftables::{NFGENMSG, NFNLGRP_NFTABLES, message_kind};
 use crate::host::nla::Attributes;
+use crate::worker::Worker;
 
 /// linux/netfilter/nf_tables.h.
 const NFT_MSG_DELTABLE: u16 = message_kind(2);
@@ -31,13 +28,12 @@ const NFT_MSG_DELRULE: u16 = message_kind(8);
 const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NF_INET_FORWARD: u32 = 2;
-const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 const MESSAGE_BUFFER: usize = 64 * 1024;
 
 /// A running watch over the table; it ends when it is dropped, and restores nothing from then on.
 pub struct TableKeeper {
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    /// None while it is dropped.
+    worker: Option<Worker>,
 }
 
 /// What an event asks for.
@@ -53,33 +49,16 @@ impl TableKeeper {
     /// # Errors
     /// `Denied` without the privilege to listen.
     pub fn start() -> Result<Self> {
-        let stop = Arc::new(
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .context("making an eventfd")?,
-        );
-        let mut socket = Socket::new(NETLINK_NETFILTER).context("opening a netlink socket")?;
-        socket.bind_auto().context("binding a netlink socket")?;
-        socket.set_non_blocking(true).context("setting up a netlink socket")?;
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
-        }
-        socket.add_membership(NFNLGRP_NFTABLES).context("subscribing to nftables notifications")?;
+        let socket = subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
         apply::start_stand_in();
-        let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name("natbridge-keeper".to_owned())
-            .spawn(move || watch(&socket, &stopped))
-            .context("starting the keeper's thread")?;
-        Ok(Self { stop, thread: Some(thread) })
+        let worker = Worker::start("natbridge-table", move |stop| watch(&socket, stop))?;
+        Ok(Self { worker: Some(worker) })
     }
 }
 
 impl Drop for TableKeeper {
     fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        drop(self.worker.take());
         stand_in::stop();
     }
 }

@@ -47,6 +47,27 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
+/// Bursts of thousands of messages must not overrun the socket.
+const NOTIFICATION_BUFFER: usize = 8 * 1024 * 1024;
+
+/// A socket that hears the notifications of these groups, and never blocks.
+///
+/// # Errors
+/// `denied` without the privilege to listen, `unsupported` if the kernel lacks the protocol.
+pub fn subscribe(protocol: isize, groups: &[u32]) -> Result<Socket> {
+    let mut socket = Socket::new(protocol).context("opening a netlink socket")?;
+    socket.bind_auto().context("binding a netlink socket")?;
+    socket.set_non_blocking(true).context("setting up a netlink socket")?;
+    // Root may exceed net.core.rmem_max; the plain call is for whoever may not.
+    if setsockopt(&socket, sockopt::RcvBufForce, &NOTIFICATION_BUFFER).is_err() {
+        let _ = setsockopt(&socket, sockopt::RcvBuf, &NOTIFICATION_BUFFER);
+    }
+    for group in groups {
+        socket.add_membership(*group).context("subscribing to netlink notifications")?;
+    }
+    Ok(socket)
+}
+
 /// A netlink socket of the namespace that the calling thread is in when it is opened.
 pub struct Netlink {
     socket: Socket,

@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use netlink_sys::Socket;
@@ -15,22 +14,20 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::eventfd::EventFd;
 
 use super::names::Names;
-use super::netlink::{Message, Netlink, messages};
+use super::netlink::{Message, Netlink, messages, subscribe};
 use super::nftables::{self, NFNLGRP_NFTABLES};
 use super::nla::Attributes;
 use super::xtables::LegacyWatch;
+use crate::worker::Worker;
 use crate::{Result, error::Context};
 
 const COALESCE: Duration = Duration::from_millis(20);
 /// What this thread has not heard yet goes on to be carried by the rules of before: it runs ahead of
 /// the daemon's other threads. It sleeps nearly always.
 const NICENESS: i32 = -15;
-/// Bursts of thousands of messages must not overrun the socket.
-const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 const MESSAGE_BUFFER: usize = 64 * 1024;
 /// Endpoints can make up neighbours: the memory for them is bounded.
 const NEIGHBOURS_MAX: usize = 65_536;
@@ -105,8 +102,7 @@ pub struct HostEvent {
 
 /// A running watch; it ends when it is dropped.
 pub struct Watch {
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
     /// One of its sockets has failed for good.
     is_deaf: Arc<AtomicBool>,
     legacy: LegacyWatch,
@@ -132,10 +128,6 @@ impl Watch {
             (heard.on_change)(&events);
             (heard.on_events)(events);
         })?;
-        let stop = Arc::new(
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .context("making an eventfd")?,
-        );
         let mut sources = vec![Source::open(NETLINK_ROUTE, &ROUTE_GROUPS)?];
         for (protocol, group) in
             [(NETLINK_NETFILTER, NFNLGRP_NFTABLES), (NETLINK_XFRM, XFRMNLGRP_POLICY)]
@@ -147,35 +139,17 @@ impl Watch {
         let watcher = Watcher {
             is_deaf: Arc::clone(&is_deaf),
             sources,
-            stop: Arc::clone(&stop),
             neighbours: Neighbours::read()?,
             names: Names::read()?,
             listeners,
         };
-        let thread = thread::Builder::new()
-            .name("natbridge-watch".to_owned())
-            .spawn(move || watcher.run())
-            .context("starting the watching thread")?;
-        Ok(Self { stop, thread: Some(thread), is_deaf, legacy })
+        let worker = Worker::start("natbridge-watch", move |stop| watcher.run(stop))?;
+        Ok(Self { worker, is_deaf, legacy })
     }
 
     /// Whether it still hears of changes.
     pub fn listens(&self) -> bool {
-        !self.is_deaf.load(Ordering::SeqCst)
-            && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-            && self.legacy.listens()
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take()
-            // A listener that drops its own watch must not wait for itself.
-            && thread.thread().id() != thread::current().id()
-        {
-            let _ = thread.join();
-        }
+        !self.is_deaf.load(Ordering::SeqCst) && self.worker.runs() && self.legacy.listens()
     }
 }
 
@@ -186,17 +160,7 @@ struct Source {
 
 impl Source {
     fn open(protocol: isize, groups: &[u32]) -> Result<Self> {
-        let mut socket = Socket::new(protocol).context("opening a netlink socket")?;
-        socket.bind_auto().context("binding a netlink socket")?;
-        socket.set_non_blocking(true).context("setting up a netlink socket")?;
-        // Root may exceed net.core.rmem_max; the plain call is for whoever may not.
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
-        }
-        for group in groups {
-            socket.add_membership(*group).context("subscribing to netlink notifications")?;
-        }
-        Ok(Self { protocol, socket })
+        Ok(Self { protocol, socket: subscribe(protocol, groups)? })
     }
 }
 
@@ -210,7 +174,6 @@ struct Listeners {
 
 struct Watcher {
     sources: Vec<Source>,
-    stop: Arc<EventFd>,
     neighbours: Neighbours,
     names: Names,
     is_deaf: Arc<AtomicBool>,
@@ -218,14 +181,14 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn run(mut self) {
+    fn run(mut self, stop: &EventFd) {
         let mut pending: Pending = Pending::default();
         // SAFETY: no memory is passed. 0 is the calling thread (setpriority(2), "C library/kernel
         // differences"). Without the privilege it runs as the others do.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
         loop {
             let timeout = pending.due.map(|due| due.saturating_duration_since(Instant::now()));
-            match self.wait(timeout) {
+            match self.wait(stop, timeout) {
                 Wake::Stop => return,
                 Wake::Nothing => {}
                 Wake::Ready(index) => {
@@ -242,8 +205,8 @@ impl Watcher {
         }
     }
 
-    fn wait(&self, timeout: Option<Duration>) -> Wake {
-        let mut watched = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+    fn wait(&self, stop: &EventFd, timeout: Option<Duration>) -> Wake {
+        let mut watched = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         watched.extend(
             self.sources.iter().map(|source| PollFd::new(source.socket.as_fd(), PollFlags::POLLIN)),
         );

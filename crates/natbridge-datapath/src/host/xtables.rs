@@ -8,17 +8,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use crate::{Result, error::Context};
+use crate::Result;
+use crate::worker::Worker;
 
 const TICK_MILLISECONDS: u16 = 100;
 /// Entries are read at most this share of the time.
@@ -64,49 +63,26 @@ const FAMILIES: [Family; 2] = [
 ];
 
 /// A running look-out; it ends when it is dropped.
-pub struct LegacyWatch {
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct LegacyWatch(Worker);
 
 impl LegacyWatch {
     /// Watches the calling thread's namespace; what changes after this returns is noticed.
     pub fn start(on_change: impl Fn() + Send + 'static) -> Result<Self> {
-        let stop = Arc::new(
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .context("making an eventfd")?,
-        );
-        let ended = Arc::clone(&stop);
         let mut tables = Tables::default();
         tables.look();
-        let thread = thread::Builder::new()
-            .name("natbridge-legacy".to_owned())
-            .spawn(move || {
-                while waits(&ended) {
-                    if tables.look() {
-                        on_change();
-                    }
+        let worker = Worker::start("natbridge-legacy", move |stop| {
+            while waits(stop) {
+                if tables.look() {
+                    on_change();
                 }
-            })
-            .context("starting the look-out for iptables-legacy")?;
-        Ok(Self { stop, thread: Some(thread) })
+            }
+        })?;
+        Ok(Self(worker))
     }
 
     /// Whether it still notices changes.
     pub fn listens(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-}
-
-impl Drop for LegacyWatch {
-    fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take()
-            // A listener that drops its own watch must not wait for itself.
-            && thread.thread().id() != thread::current().id()
-        {
-            let _ = thread.join();
-        }
+        self.0.runs()
     }
 }
 

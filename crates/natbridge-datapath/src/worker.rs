@@ -1,0 +1,51 @@
+//! A thread that ends when its handle is dropped.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::{Result, error::Context};
+
+/// The handle. Dropping it tells the thread to end, and waits for that.
+#[derive(Debug)]
+pub struct Worker {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread of this name; `run` ends once the descriptor it is given is readable.
+    ///
+    /// # Errors
+    /// If no descriptor or no thread can be had.
+    pub fn start(name: &str, run: impl FnOnce(&EventFd) + Send + 'static) -> Result<Self> {
+        let stop = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .context("making an eventfd")?,
+        );
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || run(&stopped))
+            .context(format_args!("starting the thread {name}"))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Whether the thread has not ended by itself.
+    pub fn runs(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take()
+            // A thread that drops its own handle must not wait for itself.
+            && thread.thread().id() != thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
