@@ -52,6 +52,8 @@ const words = [
   ...["--config-file", join(folder, "schemathesis.toml")],
   ...["run", `${url}/openapi.json`, "--header", `Authorization: Bearer ${token}`],
   ...["--exclude-checks=positive_data_acceptance", "--continue-on-failure", "--warnings=off"],
+  // Progress is drawn over itself in colour: in a log it would bury what failed.
+  ...(process.stdout.isTTY ? [] : ["--no-color"]),
   ...[...defaults, ...given],
 ];
 const fuzzer = spawn(join(root, ".setup/venv/bin/st"), words, {

@@ -173,12 +173,13 @@ export const endpointPatchSchema = z.strictObject({
 });
 
 // --- published ports
+/** 0: one of the host's ephemeral ports; which one it became, the bindings say. */
+const wantedHostPortSchema = z.union([z.literal(0), portOrRangeSchema]);
 export const portInputSchema = z.strictObject({
   name: nameSchema.optional(),
   endpoint: refSchema,
   hostAddress: addressSchema.optional(),
-  /** 0: one of the host's ephemeral ports. */
-  hostPort: z.union([z.literal(0), portOrRangeSchema]),
+  hostPort: wantedHostPortSchema,
   protocol: protocolSchema.optional(),
   containerPort: portOrRangeSchema,
   from: z.array(clientsSchema).max(1024).optional(),
@@ -195,7 +196,7 @@ export const portSchema = z.object({
   endpointId: z.string(),
   endpoint: nameSchema,
   hostAddress: z.string().nullable(),
-  hostPort: portOrRangeSchema,
+  hostPort: wantedHostPortSchema,
   protocol: protocolSchema,
   containerPort: portOrRangeSchema,
   from: z.array(z.string()),
@@ -213,7 +214,7 @@ export const portSchema = z.object({
 });
 export const portPatchSchema = z.strictObject({
   endpoint: refSchema.optional(),
-  hostPort: z.union([z.literal(0), portOrRangeSchema]).optional(),
+  hostPort: wantedHostPortSchema.optional(),
   from: z.array(clientsSchema).max(1024).optional(),
   labels: labelsSchema.optional(),
 });

@@ -151,7 +151,11 @@ export class Store {
     );
   }
 
-  /** Makes a change durable, whole or not at all. @throws Error with the disk's reason. */
+  /**
+   * Makes a change durable, whole or not at all.
+   *
+   * @throws Error with the disk's reason, or if a record is one that could not be loaded again.
+   */
   commit(change: StoreChange): void {
     this.#transaction(() => {
       for (const kind of kinds) {
@@ -159,6 +163,7 @@ export class Store {
           this.#prepare(`DELETE FROM ${kind} WHERE id = ?`).run(id);
         }
         for (const record of change.put[kind] ?? []) {
+          schemas[kind].parse(record);
           this.#prepare(
             `INSERT INTO ${kind} (id, record) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record`,
           ).run(record.id, JSON.stringify(record));

@@ -264,7 +264,7 @@ export class StandIn implements Service, MetricsSource {
       endpointId: endpoint.id,
       endpoint: endpoint.name,
       hostAddress: input.hostAddress ?? null,
-      hostPort: input.hostPort === 0 ? 49152 : input.hostPort,
+      hostPort: input.hostPort,
       protocol: input.protocol ?? "tcp",
       containerPort: input.containerPort,
       from: input.from ?? [],
@@ -353,8 +353,7 @@ export class StandIn implements Service, MetricsSource {
       const port = find(this.#ports, ref, "port_not_found");
       if (patch.endpoint !== undefined)
         port.endpoint = find(this.#endpoints, patch.endpoint, "endpoint_not_found").name;
-      if (patch.hostPort !== undefined)
-        port.hostPort = patch.hostPort === 0 ? 49152 : patch.hostPort;
+      if (patch.hostPort !== undefined) port.hostPort = patch.hostPort;
       if (patch.from !== undefined) port.from = patch.from;
       if (patch.labels !== undefined) port.labels = patch.labels;
       return port;

@@ -93,6 +93,8 @@ test("the first session", async ({ daemon }) => {
   assert.match(published, /127\.0\.0\.1:5353->53\/udp/);
   assert.match(published, /\[::1\]:81->80\/tcp/);
   assert.equal((await service.ports.get("db-udp-5353")).from, ["10.0.0.0/8"]);
+  // Any free port of the host's.
+  assert.match(await ok(daemon, ["port", "publish", "db", "82"]), /0\.0\.0\.0:\d{5}->82\/tcp/);
 });
 
 test("lists are tables, ids or JSON", async ({ daemon }) => {

@@ -234,6 +234,25 @@ test("a device that can't be removed is tried again", async ({ host }) => {
   assert.not.ok(datapath.links.has(hostInterface));
 });
 
+test("a restart knows every kind of published port", async ({ host }) => {
+  await host.core.networks.create({ name: "n" });
+  await host.core.endpoints.create({ name: "web", network: "n", netns: "web" });
+  for (const [hostPort, containerPort] of [
+    [0, 80],
+    [8080, 81],
+    ["8000-8002", 82],
+    ["9000-9001", "90-91"],
+  ] as const)
+    await host.core.ports.create({ endpoint: "web", hostPort, containerPort });
+  const before = await host.core.ports.list();
+  const again = host.makeCore();
+  await again.upkeep.begin();
+  assert.equal(
+    (await again.ports.list()).map(({ hostPort, bindings }) => [hostPort, bindings]),
+    before.map(({ hostPort, bindings }) => [hostPort, bindings]),
+  );
+});
+
 test("a restart adopts: nothing is made, mended or told", async ({ host }) => {
   await seed(host);
   const before = host.dump();

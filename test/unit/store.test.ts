@@ -68,6 +68,18 @@ test("a change that throws at its end is no change", ({ path }) => {
   });
 });
 
+test("what could not be loaded again is not written", ({ path }) => {
+  reopened(path, (store) => {
+    const unreadable = { ...record, name: "no name" };
+    assert.throws(
+      () => store.commit({ put: { network: [unreadable] }, delete: {}, events: [event(1)] }),
+      /name/,
+    );
+    assert.is(store.loadState().network.size, 0);
+    assert.is(store.loadEvents().length, 0);
+  });
+});
+
 test("only the newest events are kept", ({ path }) => {
   reopened(path, (store) => {
     const events = Array.from({ length: keptEvents + 10 }, (_, index) => event(index + 1));
