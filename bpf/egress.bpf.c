@@ -276,17 +276,17 @@ static __always_inline void prepare_tcp(const struct nb_lesson *lesson, struct n
 static __always_inline int lease_tcp(const struct nb_lesson *lesson, struct nb_flow *flow,
 				     struct nb_flow *partner)
 {
-	bool host = host_is_liberal(lesson->entry);
-
 	if (!partner)
 		return NB_PASS_ONE_DIRECTION;
-	if (host) {
+	/* Also where the host is: it may cease to be, with an entry that knows old windows. */
+	if (!lesson->connection->liberal) {
+		prepare_tcp(lesson, flow, partner);
+		return NB_PASS_NOT_LIBERAL;
+	}
+	if (host_is_liberal(lesson->entry)) {
 		/* Nothing is invalid here. */
 		flow->trusted = 0;
 		partner->trusted = 0;
-	} else if (!lesson->connection->liberal) {
-		prepare_tcp(lesson, flow, partner);
-		return NB_PASS_NOT_LIBERAL;
 	}
 	if (!partner->learned)
 		return NB_PASS_ONE_DIRECTION;

@@ -152,10 +152,10 @@ export const connectionScenarios: Scenario[] = [
       withServers(topology, async () => {
         const host = `nsenter --net=/run/netns/${topology.ns("host")} conntrack`;
         const pingpong = (family: Family, localPort: number, deletion: string) =>
-          python<{ deleted: number; error: string }>(topology, "client", [
+          python<{ ran: number; error: string }>(topology, "client", [
             ...["pingpong", addresses.host[family], hostPort, localPort, `${host} ${deletion}`],
           ]);
-        const survived = { deleted: 6, error: "" };
+        const survived = { ran: 6, error: "" };
         const ways = families.flatMap((family) =>
           [41_001, 41_002].map((port) => [family, port] as const),
         );
@@ -168,5 +168,25 @@ export const connectionScenarios: Scenario[] = [
         );
         assert.equal(await pingpong("ipv4", 41_003, "-F"), survived);
       }),
+  },
+  {
+    name: "a-connection-survives-the-end-of-a-liberal-host",
+    run: (topology) =>
+      withServers(topology, () =>
+        withSysctls(topology, { "net.netfilter.nf_conntrack_tcp_be_liberal": 1 }, async () => {
+          const strict = "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=0";
+          const command = `nsenter --net=/run/netns/${topology.ns("host")} ${strict}`;
+          const outcomes = families.map((family) => {
+            const localPort = family === "ipv4" ? 42_001 : 42_002;
+            const words = ["pingpong", addresses.host[family], hostPort, localPort, command];
+            return python(topology, "client", words);
+          });
+          const survived = { ran: 6, error: "" };
+          assert.equal(
+            await Promise.all(outcomes),
+            families.map(() => survived),
+          );
+        }),
+      ),
   },
 ];

@@ -2,7 +2,7 @@
 
     connection.py serve PORT
     connection.py idle HOST PORT COUNT SECONDS     is there still a way back after idling?
-    connection.py pingpong HOST PORT LOCAL_PORT DELETION    while that command is run six times
+    connection.py pingpong HOST PORT LOCAL_PORT COMMAND     while that is run six times
     connection.py blind HOST PORT LOCAL_PORT FILE  FIN and RST of anybody, then a RST of its own
 
 The answer is one line of JSON on standard output; `blind` writes FILE.ready when it has sent what is
@@ -105,9 +105,9 @@ def idle(host, port, count, seconds):
     return {"right": results.count(True), "results": results}
 
 
-def pingpong(host, port, local_port, deletion):
-    """Small exchanges; between two of them, now and then, the host's conntrack loses the entry."""
-    deleted = 0
+def pingpong(host, port, local_port, command):
+    """Small exchanges; between two of them, now and then, something is done to the host's conntrack."""
+    ran = 0
     try:
         connection = connect(host, int(port), int(local_port))
         busy(connection, 1)
@@ -116,15 +116,15 @@ def pingpong(host, port, local_port, deletion):
             while time.monotonic() < end:
                 exchange(connection)
                 time.sleep(0.01)
-            deleted += subprocess.run(deletion, shell=True, capture_output=True).returncode == 0
+            ran += subprocess.run(command, shell=True, capture_output=True).returncode == 0
         connection.settimeout(5)
         for _ in range(100):
             exchange(connection)
             time.sleep(0.01)
         connection.close()
-        return {"deleted": deleted, "error": ""}
+        return {"ran": ran, "error": ""}
     except OSError as error:
-        return {"deleted": deleted, "error": str(error)}
+        return {"ran": ran, "error": str(error)}
 
 
 def checksum(data):
