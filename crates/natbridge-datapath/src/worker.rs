@@ -1,8 +1,12 @@
 //! A thread that ends when its handle is dropped.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{Result, error::Context};
@@ -48,4 +52,11 @@ impl Drop for Worker {
             let _ = thread.join();
         }
     }
+}
+
+/// Lets a worker wait this long, in whole milliseconds; false when it is to end.
+pub fn pause(stop: &EventFd, time: Duration) -> bool {
+    let mut watched = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+    matches!(poll(&mut watched, timeout), Ok(0) | Err(Errno::EINTR | Errno::EAGAIN))
 }

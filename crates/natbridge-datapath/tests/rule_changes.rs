@@ -80,6 +80,8 @@ fn every_change_of_rules_is_noticed_and_a_published_port_is_none() {
         "iptables-legacy -P FORWARD DROP",
         "ip6tables-legacy -R FORWARD 1 -s fd00::3 -j DROP",
         "iptables-legacy -t mangle -A FORWARD -s 10.5.0.6 -j DROP",
+        // With a lock that nobody watches, as from a container of the host's network.
+        "XTABLES_LOCKFILE=$(mktemp -u) iptables-legacy -R FORWARD 1 -s 10.5.0.7 -j DROP",
     ] {
         heard.wait(line);
     }

@@ -15,6 +15,7 @@ use super::attach::{Place, Side, move_link};
 use super::object::Programs;
 use super::program::read_info;
 use crate::error::{Error, Result};
+use crate::host::{Rtnetlink, xdp_program};
 
 /// BPF_MPROG_MAX (linux/bpf_mprog.h): programs of one hook.
 const HOOK_PROGRAMS: usize = 64;
@@ -94,6 +95,7 @@ impl FastPath {
 
     fn query(&self, ifindexes: &[u32]) -> Result<Vec<ForeignProgram>> {
         let own = self.own_ids()?;
+        let mut netlink = Rtnetlink::open()?;
         let mut found = Vec::new();
         for &ifindex in ifindexes {
             let part = self.part(ifindex)?;
@@ -113,7 +115,7 @@ impl FastPath {
             }
             // Elsewhere XDP comes before everything, and sees all there is.
             if part == Part::Skipped
-                && let Some(id) = xdp_program(ifindex)
+                && let Some(id) = xdp_program(&mut netlink, ifindex)?
             {
                 let (hook, name) = (ForeignHook::Xdp, name_of(id));
                 found.push(ForeignProgram { ifindex, hook, id, name, hinders: true });
@@ -208,16 +210,6 @@ fn read_chain(ifindex: u32, side: Side, own: &[u32]) -> Result<Chain> {
     ids.truncate(unsafe { query.__bindgen_anon_1.count } as usize);
     let own = ids.iter().position(|id| own.contains(id));
     Ok(Chain { ids, own })
-}
-
-fn xdp_program(ifindex: u32) -> Option<u32> {
-    let mut query = libbpf_sys::bpf_xdp_query_opts::default();
-    query.sz = size_of_val(&query) as _;
-    let target = i32::try_from(ifindex).ok()?;
-    // SAFETY: live options that say their own size.
-    let failed = unsafe { libbpf_sys::bpf_xdp_query(target, 0, &raw mut query) };
-    let ids = [query.prog_id, query.skb_prog_id, query.drv_prog_id, query.hw_prog_id];
-    (failed == 0).then_some(ids)?.into_iter().find(|id| *id != 0)
 }
 
 fn name_of(id: u32) -> String {

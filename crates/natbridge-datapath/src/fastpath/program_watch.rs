@@ -1,23 +1,22 @@
 //! Notice of programs that others hang on the hooks the fast path uses or skips: the kernel sends
 //! none, so they are looked for, often and cheaply.
 
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::ForeignProgram;
-use crate::error::{Context, Result};
+use crate::Result;
+use crate::worker::{Worker, pause};
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks. Each wakes a CPU that may have other things to do: ten a second cost two busy
+/// cores 3 % of their packets.
+const PAUSE: Duration = Duration::from_millis(250);
 /// Where there are thousands of devices, looking takes at most this part of the time.
 const SHARE: u32 = 50;
 
 /// A running watch; it ends when it is dropped.
 #[derive(Debug)]
 pub struct ProgramWatch {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Worker,
 }
 
 impl ProgramWatch {
@@ -31,33 +30,19 @@ impl ProgramWatch {
         look: impl Fn() -> Option<Vec<ForeignProgram>> + Send + 'static,
         on_change: impl Fn() + Send + 'static,
     ) -> Result<Self> {
-        let (stop, stopped) = channel();
-        let thread = thread::Builder::new()
-            .name("natbridge-programs".to_owned())
-            .spawn(move || {
-                let mut pause = PAUSE;
-                while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-                    let started = Instant::now();
-                    if let Some(found) = look()
-                        && found != known
-                    {
-                        known = found;
-                        on_change();
-                    }
-                    pause = PAUSE.max(started.elapsed() * SHARE);
+        let worker = Worker::start("natbridge-programs", move |stop| {
+            let mut rest = PAUSE;
+            while pause(stop, rest) {
+                let started = Instant::now();
+                if let Some(found) = look()
+                    && found != known
+                {
+                    known = found;
+                    on_change();
                 }
-            })
-            .context("starting the thread that watches programs")?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for ProgramWatch {
-    fn drop(&mut self) {
-        // Without a sender the thread's wait ends.
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+                rest = PAUSE.max(started.elapsed() * SHARE);
+            }
+        })?;
+        Ok(Self { _worker: worker })
     }
 }

@@ -1,6 +1,7 @@
 //! Network devices: listing, finding, changing and deleting them.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use netlink_packet_core::NetlinkSerializable;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -21,6 +22,9 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_XDP: u16 = 43;
+/// IFLA_XDP_PROG_ID, and the one of each mode where there are several.
+const XDP_PROGRAMS: RangeInclusive<u16> = 4..=7;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 /// IFNAMSIZ without its NUL.
 const NAME_MAX: usize = 15;
@@ -119,7 +123,7 @@ pub(crate) fn dump(netlink: &mut Rtnetlink) -> Result<Vec<(LinkInfo, LinkCounter
 
 /// The device of that name, without addresses and queueing disciplines.
 pub(crate) fn find(netlink: &mut Rtnetlink, name: &str) -> Result<Option<LinkInfo>> {
-    Ok(ask(netlink, name, |message| parse(message).map(|(link, _)| link))?.flatten())
+    Ok(ask_by_name(netlink, name, |message| parse(message).map(|(link, _)| link))?.flatten())
 }
 
 /// The other end of a veth pair, if it is in this namespace, under whatever name.
@@ -136,17 +140,33 @@ pub(crate) fn other_end(netlink: &mut Rtnetlink, end: &LinkInfo) -> Result<Optio
 
 /// The bridge's settings of a port, if the device is one.
 pub(crate) fn find_port(netlink: &mut Rtnetlink, name: &str) -> Result<Option<PortFlags>> {
-    Ok(ask(netlink, name, parse_port)?.flatten())
+    Ok(ask_by_name(netlink, name, parse_port)?.flatten())
 }
 
-/// Asks for one device and reads the answer with `parse`.
-fn ask<T>(
+/// The XDP program of a device, whatever mode it runs in; none if there is no such device.
+pub(crate) fn xdp_program(netlink: &mut Rtnetlink, ifindex: u32) -> Result<Option<u32>> {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    Ok(ask(netlink, message, parse_xdp)?.flatten())
+}
+
+/// Asks for the device of that name and reads the answer with `parse`.
+fn ask_by_name<T>(
     netlink: &mut Rtnetlink,
     name: &str,
     parse: impl Fn(Message<'_>) -> T,
 ) -> Result<Option<T>> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    ask(netlink, message, parse).context(format_args!("looking for the device {name}"))
+}
+
+/// Asks for one device; none if it is not there.
+fn ask<T>(
+    netlink: &mut Rtnetlink,
+    mut message: LinkMessage,
+    parse: impl Fn(Message<'_>) -> T,
+) -> Result<Option<T>> {
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let payload = serialize(&RouteNetlinkMessage::GetLink(message));
     let mut found = None;
@@ -156,7 +176,7 @@ fn ask<T>(
     match asked {
         Ok(()) => Ok(found),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context(format_args!("looking for the device {name}")),
+        Err(error) => Err(error).context("asking for a device"),
     }
 }
 
@@ -294,6 +314,14 @@ fn parse_port(message: Message<'_>) -> Option<PortFlags> {
     let port = info.find(IFLA_INFO_SLAVE_DATA)?.nested();
     let set = |kind| port.find(kind).and_then(|flag| flag.u8()).is_some_and(|flag| flag != 0);
     Some(PortFlags { hairpin: set(IFLA_BRPORT_MODE), isolated: set(IFLA_BRPORT_ISOLATED) })
+}
+
+fn parse_xdp(message: Message<'_>) -> Option<u32> {
+    Attributes::after(message.payload, IFINFOMSG)
+        .find(IFLA_XDP)?
+        .nested()
+        .filter(|attribute| XDP_PROGRAMS.contains(&attribute.kind))
+        .find_map(|id| id.ne32().filter(|id| *id != 0))
 }
 
 fn parse_counters(bytes: &[u8]) -> LinkCounters {

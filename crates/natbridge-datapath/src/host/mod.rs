@@ -35,10 +35,12 @@ pub use conntrack_entry::{ConntrackEntries, make_established_liberal};
 pub use endpoint::{
     EndpointLink, EndpointSpec, announce_endpoint, create_endpoint, ensure_endpoint,
 };
+pub(crate) use link::xdp_program;
 pub use link::{LinkInfo, delete_link, list_links};
 pub use nftables::{NftTable, list_nft_tables};
 pub use packet_routing::list_packet_routing;
 pub use route::{DefaultRoute, DefaultRoutes, RouteInfo, list_routes, set_default_routes};
+pub(crate) use rtnetlink::Rtnetlink;
 pub use sandbox::{
     ResolvedPid, SandboxInfo, SandboxInterface, SandboxRoute, glance_at_sandboxes, inspect_sandbox,
     resolve_pid,

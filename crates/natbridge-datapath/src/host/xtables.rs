@@ -1,25 +1,34 @@
 //! Notice of changes of iptables-legacy's tables, which announce themselves to nobody.
 //!
-//! What the kernel tells cheaply of a table (where its chains begin, how many entries it has) is
-//! asked for ten times a second; its entries, which may be many, as often as takes a hundredth of
-//! the time.
+//! The tool holds a lock file while it works, so the tables are looked at when that is closed. Who
+//! does without the tool, or has a lock file of his own, is noticed within a second: what the kernel
+//! tells cheaply of a table (where its chains begin, how many entries it has) is asked for so often.
+//! Its entries, which may be many, are read as often as takes a hundredth of the time.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::Result;
-use crate::worker::Worker;
+use crate::worker::{Worker, pause};
 
-const TICK_MILLISECONDS: u16 = 100;
+/// The lock of xtables.h: XT_LOCK_NAME.
+const LOCK_FOLDER: &str = "/run";
+const LOCK: &str = "xtables.lock";
+/// Between looks while nobody has used the lock. Each wakes a CPU that may have other things to do.
+const TICK: Duration = Duration::from_secs(1);
+/// A tool that is run again and again is followed at this distance.
+const LEAST: Duration = Duration::from_millis(10);
 /// Entries are read at most this share of the time.
 const SHARE: u32 = 100;
 
@@ -68,13 +77,24 @@ pub struct LegacyWatch(Worker);
 impl LegacyWatch {
     /// Watches the calling thread's namespace; what changes after this returns is noticed.
     pub fn start(on_change: impl Fn() + Send + 'static) -> Result<Self> {
+        let lock = LockWatch::open(Path::new(LOCK_FOLDER));
         let mut tables = Tables::default();
         tables.look();
         let worker = Worker::start("natbridge-legacy", move |stop| {
-            while waits(stop) {
+            let mut used = Instant::now();
+            let mut rest = TICK;
+            loop {
+                match lock.wait(stop, rest) {
+                    Wake::Stop => return,
+                    Wake::Used => used = Instant::now(),
+                    Wake::Nothing => {}
+                }
                 if tables.look() {
                     on_change();
                 }
+                rest = tables.unread_since(used).map_or(TICK, |due| {
+                    due.saturating_duration_since(Instant::now()).clamp(LEAST, TICK)
+                });
             }
         })?;
         Ok(Self(worker))
@@ -86,13 +106,52 @@ impl LegacyWatch {
     }
 }
 
-/// Waits for the next look; false when it is to end.
-fn waits(stop: &EventFd) -> bool {
-    let mut watched = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-    matches!(
-        poll(&mut watched, PollTimeout::from(TICK_MILLISECONDS)),
-        Ok(0) | Err(Errno::EINTR | Errno::EAGAIN)
-    )
+enum Wake {
+    Stop,
+    Used,
+    Nothing,
+}
+
+/// Notice of the lock's use.
+struct LockWatch {
+    /// None where nothing can be watched.
+    inotify: Option<Inotify>,
+    lock: PathBuf,
+}
+
+impl LockWatch {
+    fn open(folder: &Path) -> Self {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
+        if let Some(inotify) = &inotify {
+            let _ = inotify.add_watch(folder, AddWatchFlags::IN_CREATE);
+        }
+        let watch = Self { inotify, lock: folder.join(LOCK) };
+        watch.follow();
+        watch
+    }
+
+    /// The file may have been made, or made anew, since. Adding a watch that is there changes none.
+    fn follow(&self) {
+        if let Some(inotify) = &self.inotify {
+            let _ = inotify.add_watch(&self.lock, AddWatchFlags::IN_CLOSE);
+        }
+    }
+
+    fn wait(&self, stop: &EventFd, time: Duration) -> Wake {
+        let mut watched = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        watched.extend(self.inotify.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut watched, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) | Err(Errno::EINTR | Errno::EAGAIN) => return Wake::Nothing,
+            Err(_) => return Wake::Stop,
+            Ok(_) => {}
+        }
+        if watched.first().and_then(PollFd::any).unwrap_or(true) || !pause(stop, LEAST) {
+            return Wake::Stop;
+        }
+        while self.inotify.as_ref().is_some_and(|inotify| inotify.read_events().is_ok()) {}
+        self.follow();
+        Wake::Used
+    }
 }
 
 /// By family and name.
@@ -103,6 +162,8 @@ struct Table {
     info: Vec<u8>,
     /// Hash of the entries; none where they could not be read.
     entries: Option<u64>,
+    /// When they were read, and when they may be read again.
+    read: Instant,
     due: Instant,
 }
 
@@ -131,6 +192,11 @@ impl Tables {
         self.0 = found;
         changed
     }
+
+    /// When the first table may be read whose entries have not been read since then, if any.
+    fn unread_since(&self, then: Instant) -> Option<Instant> {
+        self.0.values().filter(|table| table.read < then).map(|table| table.due).min()
+    }
 }
 
 impl Family {
@@ -148,11 +214,11 @@ impl Family {
             && before.info == info
             && started < before.due
         {
-            return Table { info, entries: before.entries, due: before.due };
+            return Table { info, ..*before };
         }
         let entries = self.read(socket, name, &info);
         let due = Instant::now() + started.elapsed() * SHARE;
-        Table { info, entries, due }
+        Table { info, entries, read: started, due }
     }
 
     /// A hash of the table's entries without their counters.
@@ -199,4 +265,39 @@ fn ask(
         )
     };
     result == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, create_dir, remove_file};
+    use std::process;
+
+    use nix::sys::eventfd::EfdFlags;
+
+    use super::*;
+
+    #[test]
+    fn every_use_of_the_lock_is_noticed() {
+        let folder = std::env::temp_dir().join(format!("natbridge-lock-{}", process::id()));
+        create_dir(&folder).unwrap();
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+        let long = Duration::from_secs(20);
+        let lock = folder.join(LOCK);
+        // Made after the watch began, used again, removed and made anew.
+        let watch = LockWatch::open(&folder);
+        for remove in [false, false, true, false] {
+            if remove {
+                remove_file(&lock).unwrap();
+                while matches!(watch.wait(&stop, Duration::from_millis(100)), Wake::Used) {}
+            }
+            drop(File::options().create(true).append(true).open(&lock).unwrap());
+            assert!(matches!(watch.wait(&stop, long), Wake::Used));
+        }
+        assert!(matches!(watch.wait(&stop, Duration::from_millis(50)), Wake::Nothing));
+        drop(File::open(&lock).unwrap());
+        assert!(matches!(watch.wait(&stop, long), Wake::Used));
+        stop.write(1).unwrap();
+        assert!(matches!(watch.wait(&stop, long), Wake::Stop));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
