@@ -221,7 +221,8 @@ struct nb_flow {
 	__u8 ignore_invalid_rst;
 	/* Times that the packet of refused_sequence was refused. */
 	__u8 refusals;
-	__u16 spare;
+	/* Packets met by what would learn, before conntrack was asked not to judge windows. */
+	__u16 met;
 	__u32 refused_sequence;
 	/* Nanoseconds: of the last packet, of the first of its repetitions, of the last request to
 	 * userspace, of the first refusal. */

@@ -23,6 +23,7 @@
 #define NB_LONGEST_LEASE 1000000000U
 /* A flow with fewer packets in its lease gets a longer one. */
 #define NB_BUSY_FLOW_PACKETS 32
+#define NB_PACKETS_OF_SHORT_FLOW 16
 
 /* 0, or what the kernel path did to the packet that the fast path can't do (enum nb_event). */
 static __always_inline int check_change(const struct nb_note *note, const struct nb_packet *packet,
@@ -258,11 +259,16 @@ static __always_inline void ask_for_liberal(const struct nb_lesson *lesson, stru
 
 /*
  * conntrack must not judge windows it will not have seen, of this entry alone; until it does not,
- * it sees every packet, of both directions.
+ * it sees every packet, of both directions. Asking wakes userspace, which costs more than a short
+ * connection could gain.
  */
 static __always_inline void prepare_tcp(const struct nb_lesson *lesson, struct nb_flow *flow,
 					struct nb_flow *partner)
 {
+	if (flow->met < NB_PACKETS_OF_SHORT_FLOW) {
+		flow->met += 1;
+		return;
+	}
 	flow->liberal = 1;
 	partner->liberal = 1;
 	if (!flow->used) {

@@ -48,8 +48,8 @@ add chain inet TABLE input { type nat hook input priority 99; }
 add chain inet TABLE output { type nat hook output priority -99; }
 add chain inet TABLE source { type nat hook postrouting priority 101; }
 add chain inet TABLE forward { type filter hook forward priority -2; }
-add rule inet TABLE forward iifname != @bridges oifname != @bridges accept
 add rule inet TABLE forward ct state established,related accept
+add rule inet TABLE forward iifname != @bridges oifname != @bridges accept
 add rule inet TABLE forward iifname . oifname @same_bridge accept
 add rule inet TABLE forward iifname @internal_bridges drop
 add rule inet TABLE forward oifname != @bridges accept
