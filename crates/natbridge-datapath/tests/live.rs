@@ -179,7 +179,8 @@ fn a_transfer_survives_on_off_reload_and_unload() {
     let options = loaded.as_ref().unwrap().options.clone();
     Topology::attach(&loaded.as_ref().unwrap().fast_path);
     let _web = Server::iperf3(&topology.web, 80);
-    let line = "exec iperf3 -c 10.9.0.1 -p 8080 -t 6 >/dev/null";
+    // Longer than all this takes on any machine.
+    let line = "exec iperf3 -c 10.9.0.1 -p 8080 -t 120 >/dev/null";
     let mut client = Server(topology.client.command(line).spawn().unwrap());
     for round in 0..10 {
         sleep(Duration::from_millis(200));
@@ -203,7 +204,7 @@ fn a_transfer_survives_on_off_reload_and_unload() {
     let unloaded = received(&topology);
     sleep(Duration::from_millis(500));
     assert!(received(&topology) - unloaded > 10_000_000, "unloading stopped the transfer");
-    assert!(client.0.wait().unwrap().success());
+    assert!(client.0.try_wait().unwrap().is_none(), "the transfer ended early");
 }
 
 /// Fast packets and how often `reason` kept a packet from being fast or learned.
