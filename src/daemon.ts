@@ -186,6 +186,7 @@ async function open(options: DaemonOptions, log: Logger, opened: Opened): Promis
     connectHookHindrance: fastPath.connectHookHindrance ?? "",
     pinDirectory: pinDirectory(datapath),
     uplinks: options.uplinks,
+    standInTable: options.standInTable,
   });
   opened.add("core", () => core.stop());
   await core.start();

@@ -490,8 +490,10 @@ export declare function verdictStands(): boolean
 /**
  * Calls `listener` for every change of the host, until `stopWatching`. A loaded fast path has
  * ended all its leases before the listener hears of a change. Does not keep the process alive.
+ * Meanwhile the table `inet natbridge` is restored when somebody removes it; with `standIn` another
+ * one keeps translating until then.
  */
-export declare function watchHost(listener: (event: HostEvent) => void): void
+export declare function watchHost(listener: (event: HostEvent) => void, standIn: boolean): void
 
 /** Writes `/proc/sys/<key>`. */
 export declare function writeSysctl(key: string, value: string): void

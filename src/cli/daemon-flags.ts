@@ -19,6 +19,7 @@ export interface DaemonFlags {
   runDir: string;
   uplink: string[];
   fastPath: boolean;
+  standInTable: boolean;
   listen?: HostPort;
   tokens?: string;
   tlsCert?: string;
@@ -86,6 +87,7 @@ export function daemonOptions(flags: DaemonFlags): DaemonOptions {
     socketGroup: flags.socketGroup ?? null,
     uplinks: checkUplinks(flags.uplink),
     fastPath: flags.fastPath,
+    standInTable: flags.standInTable,
     listen: flags.listen ?? null,
     tokensFile: flags.tokens ?? null,
     tls:
@@ -108,6 +110,10 @@ export function addDaemonFlags(command: Command): Command {
   return addPlaces(command)
     .addOption(repeatable("--uplink <device>", "exactly these are uplinks; found out unless given"))
     .option("--no-fast-path", "load no eBPF program: kernel path only")
+    .option(
+      "--no-stand-in-table",
+      "do without the nftables table that keeps translating while a reload flushes all rules",
+    )
     .addOption(
       new Option("--listen <host:port>", "serve the API on TCP too").argParser(
         hostPort("--listen"),

@@ -122,7 +122,8 @@ class AddonDatapath implements Datapath {
   inspectSandbox = (path: string) => later(() => this.#native.inspectSandbox(path));
   glanceAtSandboxes = (paths: string[]) => later(() => this.#native.glanceAtSandboxes(paths));
   resolvePid = (pid: number) => later(() => this.#native.resolvePid(pid));
-  watchHost = (listener: (event: HostEvent) => void) => now(() => this.#native.watchHost(listener));
+  watchHost = (listener: (event: HostEvent) => void, standIn: boolean) =>
+    now(() => this.#native.watchHost(listener, standIn));
   stopWatching = () => now(() => this.#native.stopWatching());
 
   applyFirewall = (spec: FirewallSpec) => later(() => this.#native.applyFirewall(spec));

@@ -431,7 +431,12 @@ export interface Datapath {
    * @throws `not_found` if there is no such process, `invalid` if `pid` is no process number.
    */
   resolvePid(pid: number): Promise<ResolvedPid>;
-  watchHost(listener: (event: HostEvent) => void): void;
+  /**
+   * Meanwhile the table `inet natbridge` is restored when somebody removes it.
+   *
+   * @param standIn Whether another table keeps translating until it is restored.
+   */
+  watchHost(listener: (event: HostEvent) => void, standIn: boolean): void;
   stopWatching(): void;
 
   // nftables

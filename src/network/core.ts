@@ -60,6 +60,8 @@ export interface CoreOptions {
   pinDirectory: string;
   /** Uplinks by name; empty: found out. */
   uplinks: string[];
+  /** A second table keeps translating while somebody flushes all of them; it does unless told not to. */
+  standInTable?: boolean;
   now?: () => string;
 }
 

@@ -62,8 +62,8 @@ export class Upkeep {
 
   /** Follows the host from now on. */
   watch(): void {
-    const { datapath, holder } = this.#core.options;
-    datapath.watchHost((event) => this.#hear(event));
+    const { datapath, holder, standInTable = true } = this.#core.options;
+    datapath.watchHost((event) => this.#hear(event), standInTable);
     this.#core.judge.begin();
     holder.onLost(() => this.soon());
     this.#regular = setInterval(() => this.soon(), regularMilliseconds);

@@ -28,6 +28,8 @@ export interface DaemonOptions extends ListenOptions {
   uplinks: string[];
   /** False with --no-fast-path: no eBPF program is loaded. */
   fastPath: boolean;
+  /** False with --no-stand-in-table: a flush of all rules interrupts translated connections. */
+  standInTable: boolean;
   logLevel: LogLevel;
 }
 

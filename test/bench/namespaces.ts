@@ -40,11 +40,13 @@ function quietly(file: string, args: string[]): string {
   }
 }
 
-/** Ends what still runs in a namespace of the benchmark, and the namespace. */
+/** Ends what still runs in a namespace of the benchmark, its daemon's programs, and the namespace. */
 function removeNamespace(name: string): void {
   for (const pid of quietly("ip", ["netns", "pids", name]).split(/\s+/).filter(Boolean)) {
     quietly("kill", ["-9", pid]);
   }
+  const inode = quietly("stat", ["-Lc", "%i", `/run/netns/${name}`]).trim();
+  if (inode !== "") quietly("rm", ["-rf", `/sys/fs/bpf/natbridge/${inode}`]);
   quietly("ip", ["netns", "del", name]);
 }
 

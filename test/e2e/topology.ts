@@ -68,7 +68,14 @@ function removeLeftovers(): void {
 function removeNamespace(name: string): void {
   for (const pid of command("ip", ["netns", "pids", name]).stdout.split(/\s+/).filter(Boolean))
     command("kill", ["-9", pid]);
+  removePins(name);
   command("ip", ["netns", "del", name]);
+}
+
+/** Of a daemon that was killed: its hooks would go on to run for every socket of this machine. */
+function removePins(name: string): void {
+  const inode = command("stat", ["-Lc", "%i", `/run/netns/${name}`]).stdout.trim();
+  if (inode !== "") command("rm", ["-rf", `/sys/fs/bpf/natbridge/${inode}`]);
 }
 
 export interface TopologyOptions {

@@ -136,7 +136,7 @@ function addTests(datapath: Datapath) {
 
   test("changes are heard until watching stops", async () => {
     const events: HostEvent[] = [];
-    datapath.watchHost((event) => events.push(event));
+    datapath.watchHost((event) => events.push(event), true);
     spawnSync("ip", ["link", "set", "lo", "up"]);
     await until("a link event", () => events.some(({ kind }) => kind === "link"));
     spawnSync("nft", ["add", "table", "inet", "foreign"]);
@@ -160,7 +160,7 @@ function addTests(datapath: Datapath) {
       let heard = false;
       datapath.watchHost(() => {
         heard = true;
-      });
+      }, false);
       spawnSync("nft", ["add", "table", "inet", "another"]);
       await until("an event", () => heard);
       assert.ok((await datapath.fastPathCounters()).generation > before);
@@ -182,7 +182,7 @@ switch (process.env[inside]) {
     process.exit(again("tests").status ?? 1);
     break;
   case "watch":
-    loadDatapath().watchHost(() => {});
+    loadDatapath().watchHost(() => {}, true);
     break;
   default:
     addTests(loadDatapath());

@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -52,6 +53,16 @@ impl Drop for Worker {
             let _ = thread.join();
         }
     }
+}
+
+const NICENESS: i32 = -15;
+
+/// Lets the calling thread, and the programs it starts, run ahead of the daemon's other threads:
+/// for one that sleeps nearly always. Without the privilege it runs as they do.
+pub fn run_ahead() {
+    // SAFETY: no memory is passed. 0 is the calling thread (setpriority(2), "C library/kernel
+    // differences").
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
 }
 
 /// Lets a worker wait this long, in whole milliseconds; false when it is to end.

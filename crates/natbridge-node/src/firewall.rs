@@ -110,14 +110,16 @@ pub async fn read_foreign_ruleset() -> napi::Result<ForeignRuleset> {
 static KEEPER: Mutex<Option<datapath::TableKeeper>> = Mutex::new(None);
 
 /// Restores the table and the accepts at once when somebody takes them away, until told otherwise.
-pub fn keep(keeping: bool) -> Result<()> {
-    let mut keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
-    // The one before takes its stand-in with it.
-    drop(keeper.take());
-    if keeping {
-        *keeper = Some(datapath::TableKeeper::start()?);
-    }
+pub fn keep(stand_in: bool) -> Result<()> {
+    stop_keeping();
+    *KEEPER.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(datapath::TableKeeper::start(stand_in)?);
     Ok(())
+}
+
+/// Ends `keep`, and takes its stand-in away.
+pub fn stop_keeping() {
+    drop(KEEPER.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
 /// Puts the tagged accept at the end of every forward chain with policy drop.

@@ -10,7 +10,7 @@ use natbridge_datapath::host::{self, Watch};
 use crate::blocking::{change, run};
 use crate::error::to_napi;
 use crate::fastpath::{bump_generation_if_loaded, rules_changed_if_loaded};
-use crate::firewall::keep;
+use crate::firewall::{keep, stop_keeping};
 use crate::programs::set_listener;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
@@ -471,8 +471,10 @@ pub async fn resolve_pid(pid: u32) -> napi::Result<ResolvedPid> {
 
 /// Calls `listener` for every change of the host, until `stopWatching`. A loaded fast path has
 /// ended all its leases before the listener hears of a change. Does not keep the process alive.
-#[napi(catch_unwind, ts_args_type = "listener: (event: HostEvent) => void")]
-pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
+/// Meanwhile the table `inet natbridge` is restored when somebody removes it; with `standIn` another
+/// one keeps translating until then.
+#[napi(catch_unwind, ts_args_type = "listener: (event: HostEvent) => void, standIn: boolean")]
+pub fn watch_host(listener: Function<'_, HostEvent, ()>, stand_in: bool) -> napi::Result<()> {
     let listener =
         listener.build_threadsafe_function().weak::<true>().callee_handled::<false>().build()?;
     let listener = Arc::new(listener);
@@ -487,7 +489,7 @@ pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
     });
     set_watch(Some(watch.map_err(to_napi)?));
     // Without it losses are found by reconciling, which reports what is amiss.
-    let _ = keep(true);
+    let _ = keep(stand_in);
     Ok(())
 }
 
@@ -496,7 +498,7 @@ pub fn watch_host(listener: Function<'_, HostEvent, ()>) -> napi::Result<()> {
 pub fn stop_watching() {
     set_listener(None);
     set_watch(None);
-    let _ = keep(false);
+    stop_keeping();
 }
 
 /// Every conntrack entry, IPv4 and IPv6.

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::legacy::{FAMILIES, tagged_rule};
 use super::mark::FORWARD_ACCEPT_MARK;
@@ -37,7 +37,9 @@ pub fn read_foreign_ruleset() -> Result<ForeignRuleset> {
     let mut objects = list_foreign()?;
     objects.retain(|object| !object.get("rule").is_some_and(is_tagged));
     unlisted::complete(&mut objects)?;
-    Ok(ForeignRuleset { nft: json!({ "nftables": objects }).to_string(), legacy: read_legacy()? })
+    // Moved, not copied: there may be thousands of rules, and packets wait for the verdict on them.
+    let listing = Value::Object(Map::from_iter([("nftables".to_owned(), Value::Array(objects))]));
+    Ok(ForeignRuleset { nft: listing.to_string(), legacy: read_legacy()? })
 }
 
 /// Table by table, several at a time, without our own, which may hold thousands of ports.
@@ -70,7 +72,8 @@ fn read_tables() -> Result<Vec<Value>> {
         }
         result
     })?;
-    Ok(listings.into_inner().unwrap_or_else(PoisonError::into_inner).concat())
+    let listings = listings.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(listings.into_iter().flatten().collect())
 }
 
 fn read_table(table: &NftTable) -> Result<Vec<Value>> {
@@ -132,15 +135,17 @@ fn objects_of(listing: &str) -> Result<Vec<Value>> {
 /// Our accept in a foreign chain. Known by the reserved bit, not by the comment alone: what
 /// iptables-save and -restore make of a comment is an xt match whose text nft does not show.
 pub(super) fn is_tagged(rule: &Value) -> bool {
-    let ours = mark_match();
     let Some(expressions) = rule.get("expr").and_then(Value::as_array) else { return false };
     let is_comment = |expression: &Value| {
         expression.pointer("/xt/name").and_then(Value::as_str) == Some("comment")
     };
     let commented = rule.get("comment").and_then(Value::as_str) == Some("natbridge")
         || expressions.iter().any(is_comment);
-    commented
-        && expressions.contains(&ours)
+    if !commented {
+        return false;
+    }
+    let ours = mark_match();
+    expressions.contains(&ours)
         && expressions.iter().all(|expression| {
             *expression == ours
                 || is_comment(expression)

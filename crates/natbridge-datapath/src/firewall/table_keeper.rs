@@ -19,7 +19,7 @@ use crate::host::NftTable;
 use crate::host::netlink::{Message, messages, subscribe};
 use crate::host::nftables::{NFGENMSG, NFNLGRP_NFTABLES, message_kind};
 use crate::host::nla::Attributes;
-use crate::worker::Worker;
+use crate::worker::{Worker, run_ahead};
 
 /// linux/netfilter/nf_tables.h.
 const NFT_MSG_DELTABLE: u16 = message_kind(2);
@@ -46,11 +46,15 @@ struct Loss {
 impl TableKeeper {
     /// Watches the table of the calling thread's namespace.
     ///
+    /// With `stand_in` a second table keeps translating while somebody flushes all of them.
+    ///
     /// # Errors
     /// `Denied` without the privilege to listen.
-    pub fn start() -> Result<Self> {
+    pub fn start(stand_in: bool) -> Result<Self> {
         let socket = subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
-        apply::start_stand_in();
+        if stand_in {
+            apply::start_stand_in();
+        }
         let worker = Worker::start("natbridge-table", move |stop| watch(&socket, stop))?;
         Ok(Self { worker: Some(worker) })
     }
@@ -64,6 +68,8 @@ impl Drop for TableKeeper {
 }
 
 fn watch(socket: &Socket, stop: &EventFd) {
+    // Until the table is there again, new connections find no way.
+    run_ahead();
     loop {
         let mut watched = [
             PollFd::new(stop.as_fd(), PollFlags::POLLIN),

@@ -21,13 +21,10 @@ use super::netlink::{Message, Netlink, messages, subscribe};
 use super::nftables::{self, NFNLGRP_NFTABLES};
 use super::nla::Attributes;
 use super::xtables::LegacyWatch;
-use crate::worker::Worker;
+use crate::worker::{Worker, run_ahead};
 use crate::{Result, error::Context};
 
 const COALESCE: Duration = Duration::from_millis(20);
-/// What this thread has not heard yet goes on to be carried by the rules of before: it runs ahead of
-/// the daemon's other threads. It sleeps nearly always.
-const NICENESS: i32 = -15;
 const MESSAGE_BUFFER: usize = 64 * 1024;
 /// Endpoints can make up neighbours: the memory for them is bounded.
 const NEIGHBOURS_MAX: usize = 65_536;
@@ -183,9 +180,8 @@ struct Watcher {
 impl Watcher {
     fn run(mut self, stop: &EventFd) {
         let mut pending: Pending = Pending::default();
-        // SAFETY: no memory is passed. 0 is the calling thread (setpriority(2), "C library/kernel
-        // differences"). Without the privilege it runs as the others do.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+        // What it has not heard yet goes on to be carried by the rules of before.
+        run_ahead();
         loop {
             let timeout = pending.due.map(|due| due.saturating_duration_since(Instant::now()));
             match self.wait(stop, timeout) {

@@ -7,9 +7,11 @@ pub mod packet;
 pub mod topology;
 pub mod wire;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -83,6 +85,21 @@ impl Drop for Namespace {
     }
 }
 
+const BPFFS: &str = "/sys/fs/bpf";
+const PINS: &str = "natbridge-test-";
+static LEFTOVERS: Once = Once::new();
+
+/// Unloads what tests left whose process is no more: its hooks would go on to run for every socket.
+fn unload_leftovers() {
+    for entry in fs::read_dir(BPFFS).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(PINS).and_then(|rest| rest.split('-').next());
+        if process.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fastpath::unload(&entry.path().to_string_lossy());
+        }
+    }
+}
+
 /// A loaded fast path with pins of its own, unloaded when dropped.
 pub struct Loaded {
     pub fast_path: FastPath,
@@ -96,8 +113,9 @@ impl Loaded {
     }
 
     pub fn with(change: impl FnOnce(&mut FastPathOptions)) -> Self {
+        LEFTOVERS.call_once(unload_leftovers);
         let mut options = FastPathOptions {
-            pin_directory: format!("/sys/fs/bpf/{}", unique("natbridge-test-")),
+            pin_directory: format!("{BPFFS}/{}", unique(PINS)),
             cgroup_path: String::new(),
             max_flows: 4096,
             max_devices: 64,

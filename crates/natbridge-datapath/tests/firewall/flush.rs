@@ -105,7 +105,7 @@ fn a_flushed_ruleset_breaks_no_connection() {
     let keeper = namespaces.inside("host", || {
         apply_firewall(&topology::spec(false)).unwrap();
         ensure_forward_accepts().unwrap();
-        TableKeeper::start().unwrap()
+        TableKeeper::start(true).unwrap()
     });
     let pristine = list(&namespaces);
     // Some reloads do more than flush; the host's own rules come with it.
@@ -147,7 +147,7 @@ fn nothing_new_passes_while_the_table_is_away() {
     let namespaces = topology::build_alone("gap");
     let keeper = namespaces.inside("host", || {
         apply_firewall(&topology::spec(false)).unwrap();
-        TableKeeper::start().unwrap()
+        TableKeeper::start(true).unwrap()
     });
     let asks = |from: &str, target: &str| {
         let address: SocketAddr = target.parse().unwrap();
@@ -174,6 +174,22 @@ fn nothing_new_passes_while_the_table_is_away() {
 }
 
 #[test]
+fn without_a_stand_in_the_table_is_restored_as_well() {
+    let namespaces = topology::build_alone("alone");
+    let keeper = namespaces.inside("host", || {
+        apply_firewall(&topology::spec(false)).unwrap();
+        TableKeeper::start(false).unwrap()
+    });
+    let pristine = list(&namespaces);
+    assert!(!namespaces.run("host", "nft list tables").contains("natbridge_keep"));
+    namespaces.run("host", "nft flush ruleset");
+    until("the table is not back", || list(&namespaces) == pristine);
+    assert!(!namespaces.run("host", "nft list tables").contains("natbridge_keep"));
+    drop(keeper);
+    namespaces.inside("host", || remove_firewall().unwrap());
+}
+
+#[test]
 fn a_thousand_ports_are_back_at_once() {
     let namespaces = Namespaces::alone("quick", &["host"]);
     let port = |number: u16| FirewallPort {
@@ -187,7 +203,7 @@ fn a_thousand_ports_are_back_at_once() {
     let spec = FirewallSpec { ports: (1..=1000).map(port).collect(), ..topology::spec(false) };
     let keeper = namespaces.inside("host", || {
         apply_firewall(&spec).unwrap();
-        TableKeeper::start().unwrap()
+        TableKeeper::start(true).unwrap()
     });
     for _ in 0..RELOADS {
         namespaces.run("host", "nft flush ruleset");
