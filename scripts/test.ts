@@ -114,6 +114,15 @@ function ending(exitCode: number | null, signal: string | null, limit: number | 
   return exitCode === 0 ? "" : `: exit code ${exitCode}`;
 }
 
+/** Ends a job and all that it started, unless it has just ended by itself. */
+function killGroup(pid: number | undefined): void {
+  try {
+    if (pid !== undefined) process.kill(-pid, "SIGKILL");
+  } catch (error) {
+    if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+  }
+}
+
 /** Runs one job; what it prints is shown only if something failed. */
 function run(job: Job): Promise<Counts> {
   return new Promise((resolve) => {
@@ -128,7 +137,7 @@ function run(job: Job): Promise<Counts> {
     let late = false;
     const timer = setTimeout(() => {
       late = true;
-      if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL");
+      killGroup(child.pid);
     }, job.seconds * 1000);
     for (const stream of [child.stdout, child.stderr])
       stream.setEncoding("utf8").on("data", (text: string) => {
