@@ -28,6 +28,9 @@
 /* A flow that brings fewer packets per longest lease than this is not renewed every time. */
 #define NB_SLOW_FLOW_PACKETS 2
 #define NB_LONGEST_LEASE 1000000000U
+/* What a lease of that length has carried is repeated, and then by the kernel path, within this
+ * time (RFC 6298: the pause doubles, and begins at three seconds at most). */
+#define NB_REPETITION 4000000000ULL
 
 /* Whoever sends the same FIN or RST so often, and for so long, is the real end: let it through. */
 #define NB_REFUSALS_MAX 4
@@ -99,12 +102,14 @@ static __always_inline int drop(struct nb_device_counters *counters, __u32 reaso
 
 /* A known flow's packet goes by the kernel path: conntrack's timeout must come out right. */
 static __always_inline int pass_known(struct __sk_buff *skb, const struct nb_packet *packet,
-				      const struct nb_flow *flow,
-				      struct nb_device_counters *counters, __u32 generation,
-				      int reason)
+				      struct nb_flow *flow, struct nb_device_counters *counters,
+				      __u32 generation, int reason)
 {
 	if (flow->used)
 		leave_note(skb, packet, flow_hash(&packet->key), generation, true);
+	/* conntrack sees this direction again: a lost entry is made anew. */
+	if (!flow->reply)
+		flow->lease_packets = 0;
 	return pass(counters, reason);
 }
 
@@ -152,11 +157,11 @@ static __always_inline bool has_lost_connection(struct __sk_buff *skb,
 {
 	struct nb_flow *partner;
 
-	if (!flow->reply || !flow->used || !flow->lease_end)
+	if (!flow->reply || !flow->used)
 		return false;
 	partner = find_partner(&packet->key, flow);
-	return partner && now < partner->seen_at + NB_LONGEST_LEASE &&
-	       !connection_is_known(skb, packet);
+	return partner && partner->lease_end && partner->lease_packets &&
+	       now < partner->seen_at + NB_REPETITION && !connection_is_known(skb, packet);
 }
 
 /* The lease is over: this packet renews it, unless the flow is too slow to gain from it. */

@@ -115,7 +115,8 @@ def pingpong(host, port, local_port, command):
             end = time.monotonic() + random.uniform(0.9, 1.2)
             while time.monotonic() < end:
                 exchange(connection)
-                time.sleep(0.01)
+                # Behind a pause the last packet was an acknowledgement of the client's.
+                time.sleep(random.choice([0.005, 0.06]))
             ran += subprocess.run(command, shell=True, capture_output=True).returncode == 0
         connection.settimeout(5)
         for _ in range(100):
