@@ -152,7 +152,7 @@ test("a queueing discipline and a policy rule end it as a meter does", async () 
   ] as const) {
     await becomesFast(`before ${add}`);
     topology.must("host", add);
-    // iptables-legacy announces itself to nobody: it is looked for ten times a second.
+    // iptables-legacy announces itself to nobody: its lock file tells.
     await until(`status says ${what}`, async () => what.test(await rulesOff()));
     await noneIsFast(await fastPackets(), add);
     topology.must("host", remove);
@@ -276,8 +276,9 @@ test("a daemon that is killed and soon back loses neither a packet nor the fast 
   const fast = after.fastPackets - before.fastPackets;
   const share = fast / (fast + after.kernelPackets - before.kernelPackets);
   console.log(`    ready again after ${seconds.toFixed(2)} s, ${(share * 100).toFixed(1)} % fast`);
-  // On a machine that is too busy to start it in time the kernel path takes over.
-  if (seconds * 1000 < leaseMilliseconds - 500) assert.ok(share > 0.5, `${share} were fast`);
+  // On a machine that is too busy to start it in time the kernel path takes over, as it does while the
+  // new daemon judges. A verdict that ended with its daemon would leave none.
+  if (seconds * 1000 < leaseMilliseconds - 500) assert.ok(share > 0.1, `${share} were fast`);
   await becomesFast("with the new daemon");
   for (const answer of await Promise.all(running)) assert.is(answer.error, "");
 });
