@@ -1,6 +1,6 @@
 //! A thread that ends when its handle is dropped.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -65,9 +65,41 @@ pub fn run_ahead() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
 }
 
-/// Lets a worker wait this long, in whole milliseconds; false when it is to end.
+/// Why a worker's wait is over.
+pub enum Wake {
+    /// It is to end.
+    Stop,
+    Nothing,
+    /// There is something to be read from the source of this number.
+    Ready(usize),
+}
+
+/// Lets a worker wait for its sources, for ever if no time is given.
+pub fn wait<'a>(
+    stop: &EventFd,
+    sources: impl IntoIterator<Item = BorrowedFd<'a>>,
+    time: Option<Duration>,
+) -> Wake {
+    let mut watched = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    watched.extend(sources.into_iter().map(|source| PollFd::new(source, PollFlags::POLLIN)));
+    // Rounded up, so that waiting for the last part of a millisecond does not spin.
+    let limit = time.map_or(PollTimeout::NONE, |left| {
+        PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(&mut watched, limit) {
+        Ok(0) | Err(Errno::EINTR | Errno::EAGAIN) => Wake::Nothing,
+        Err(_) => Wake::Stop,
+        Ok(_) => {
+            let ready = |entry: &PollFd<'_>| entry.any().unwrap_or(true);
+            if watched.first().is_some_and(ready) {
+                return Wake::Stop;
+            }
+            watched.iter().skip(1).position(ready).map_or(Wake::Nothing, Wake::Ready)
+        }
+    }
+}
+
+/// Lets a worker wait this long; false when it is to end.
 pub fn pause(stop: &EventFd, time: Duration) -> bool {
-    let mut watched = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-    matches!(poll(&mut watched, timeout), Ok(0) | Err(Errno::EINTR | Errno::EAGAIN))
+    matches!(wait(stop, [], Some(time)), Wake::Nothing)
 }

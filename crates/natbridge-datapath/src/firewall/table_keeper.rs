@@ -8,9 +8,7 @@ use std::os::fd::AsFd;
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::{accepts, apply, stand_in};
@@ -19,7 +17,7 @@ use crate::host::NftTable;
 use crate::host::netlink::{Message, messages, subscribe};
 use crate::host::nftables::{NFGENMSG, NFNLGRP_NFTABLES, message_kind};
 use crate::host::nla::Attributes;
-use crate::worker::{Worker, run_ahead};
+use crate::worker::{Wake, Worker, run_ahead, wait};
 
 /// linux/netfilter/nf_tables.h.
 const NFT_MSG_DELTABLE: u16 = message_kind(2);
@@ -71,15 +69,10 @@ fn watch(socket: &Socket, stop: &EventFd) {
     // Until the table is there again, new connections find no way.
     run_ahead();
     loop {
-        let mut watched = [
-            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut watched, PollTimeout::NONE) {
-            Err(Errno::EINTR | Errno::EAGAIN) => continue,
-            Err(_) => return,
-            Ok(_) if watched[0].any().unwrap_or(true) => return,
-            Ok(_) => {}
+        match wait(stop, [socket.as_fd()], None) {
+            Wake::Stop => return,
+            Wake::Nothing => continue,
+            Wake::Ready(_) => {}
         }
         let Some(loss) = read(socket) else { return };
         // What cannot be restored here is the next reconciliation's, which reports it.

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
-use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::names::Names;
@@ -21,7 +19,7 @@ use super::netlink::{Message, Netlink, messages, subscribe};
 use super::nftables::{self, NFNLGRP_NFTABLES};
 use super::nla::Attributes;
 use super::xtables::LegacyWatch;
-use crate::worker::{Worker, run_ahead};
+use crate::worker::{Wake, Worker, run_ahead, wait};
 use crate::{Result, error::Context};
 
 const COALESCE: Duration = Duration::from_millis(20);
@@ -184,7 +182,8 @@ impl Watcher {
         run_ahead();
         loop {
             let timeout = pending.due.map(|due| due.saturating_duration_since(Instant::now()));
-            match self.wait(stop, timeout) {
+            let sources = self.sources.iter().map(|source| source.socket.as_fd());
+            match wait(stop, sources, timeout) {
                 Wake::Stop => return,
                 Wake::Nothing => {}
                 Wake::Ready(index) => {
@@ -197,28 +196,6 @@ impl Watcher {
             }
             if pending.due.is_some_and(|due| due <= Instant::now()) {
                 (self.listeners.on_events)(pending.take());
-            }
-        }
-    }
-
-    fn wait(&self, stop: &EventFd, timeout: Option<Duration>) -> Wake {
-        let mut watched = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-        watched.extend(
-            self.sources.iter().map(|source| PollFd::new(source.socket.as_fd(), PollFlags::POLLIN)),
-        );
-        // Rounded up, so that waiting for the last part of a millisecond does not spin.
-        let limit = timeout.map_or(PollTimeout::NONE, |left| {
-            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut watched, limit) {
-            Ok(0) | Err(Errno::EINTR | Errno::EAGAIN) => Wake::Nothing,
-            Err(_) => Wake::Stop,
-            Ok(_) => {
-                let ready = |entry: &PollFd<'_>| entry.any().unwrap_or(true);
-                if watched.first().is_some_and(ready) {
-                    return Wake::Stop;
-                }
-                watched.iter().skip(1).position(ready).map_or(Wake::Nothing, Wake::Ready)
             }
         }
     }
@@ -271,12 +248,6 @@ impl Watcher {
         }
         events
     }
-}
-
-enum Wake {
-    Stop,
-    Nothing,
-    Ready(usize),
 }
 
 /// Events that wait for their like.

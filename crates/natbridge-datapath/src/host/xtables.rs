@@ -12,15 +12,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::Result;
-use crate::worker::{Worker, pause};
+use crate::worker::{Wake, Worker, pause, wait};
 
 /// The lock of xtables.h: XT_LOCK_NAME.
 const LOCK_FOLDER: &str = "/run";
@@ -86,7 +84,7 @@ impl LegacyWatch {
             loop {
                 match lock.wait(stop, rest) {
                     Wake::Stop => return,
-                    Wake::Used => used = Instant::now(),
+                    Wake::Ready(_) => used = Instant::now(),
                     Wake::Nothing => {}
                 }
                 if tables.look() {
@@ -104,12 +102,6 @@ impl LegacyWatch {
     pub fn listens(&self) -> bool {
         self.0.runs()
     }
-}
-
-enum Wake {
-    Stop,
-    Used,
-    Nothing,
 }
 
 /// Notice of the lock's use.
@@ -137,20 +129,17 @@ impl LockWatch {
         }
     }
 
+    /// As [`wait`]; `Ready` says that the lock was used.
     fn wait(&self, stop: &EventFd, time: Duration) -> Wake {
-        let mut watched = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-        watched.extend(self.inotify.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut watched, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
-            Ok(0) | Err(Errno::EINTR | Errno::EAGAIN) => return Wake::Nothing,
-            Err(_) => return Wake::Stop,
-            Ok(_) => {}
+        let woken = wait(stop, self.inotify.iter().map(AsFd::as_fd), Some(time));
+        if matches!(woken, Wake::Ready(_)) {
+            if !pause(stop, LEAST) {
+                return Wake::Stop;
+            }
+            while self.inotify.as_ref().is_some_and(|inotify| inotify.read_events().is_ok()) {}
+            self.follow();
         }
-        if watched.first().and_then(PollFd::any).unwrap_or(true) || !pause(stop, LEAST) {
-            return Wake::Stop;
-        }
-        while self.inotify.as_ref().is_some_and(|inotify| inotify.read_events().is_ok()) {}
-        self.follow();
-        Wake::Used
+        woken
     }
 }
 
@@ -288,14 +277,14 @@ mod tests {
         for remove in [false, false, true, false] {
             if remove {
                 remove_file(&lock).unwrap();
-                while matches!(watch.wait(&stop, Duration::from_millis(100)), Wake::Used) {}
+                while matches!(watch.wait(&stop, Duration::from_millis(100)), Wake::Ready(_)) {}
             }
             drop(File::options().create(true).append(true).open(&lock).unwrap());
-            assert!(matches!(watch.wait(&stop, long), Wake::Used));
+            assert!(matches!(watch.wait(&stop, long), Wake::Ready(_)));
         }
         assert!(matches!(watch.wait(&stop, Duration::from_millis(50)), Wake::Nothing));
         drop(File::open(&lock).unwrap());
-        assert!(matches!(watch.wait(&stop, long), Wake::Used));
+        assert!(matches!(watch.wait(&stop, long), Wake::Ready(_)));
         stop.write(1).unwrap();
         assert!(matches!(watch.wait(&stop, long), Wake::Stop));
         fs::remove_dir_all(&folder).unwrap();
